@@ -1,0 +1,1 @@
+"""influx: can I trust this influence estimate? Train, estimate, retrain, compare."""

@@ -1,0 +1,7 @@
+"""`python -m influx` is `influx`."""
+
+import sys
+
+from influx.cli import main
+
+sys.exit(main())

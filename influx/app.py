@@ -1,0 +1,196 @@
+"""The hand-over to Hydra: where the configuration is, what runs as a job, and how an error is shown."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
+from hydra.experimental.callback import Callback
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from influx import rules
+from influx.errors import InfluxError, nearest
+
+log = logging.getLogger("influx")
+
+
+def conf_dir() -> Path:
+    """The folder of the configuration: in the package (a wheel), else beside it (a checkout).
+
+    Raises:
+        InfluxError: neither is there.
+    """
+    package = Path(__file__).resolve().parent
+    for place in (package / "conf", package.parent / "conf"):
+        if (place / "base.yaml").is_file():
+            return place
+    raise InfluxError(f"the configuration folder conf/ is missing from {package} and from {package.parent}: install influx again.")
+
+
+def launch(command: str, arguments: list[str]) -> int:
+    """Run one command through Hydra; the exit status is 0, 1 (it broke) or 2 (the input is wrong)."""
+    conf = conf_dir()
+    _refuse_shadowing(conf, _config_dir(arguments))
+    wanted_full = bool(os.environ.get("HYDRA_FULL_ERROR"))
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises its errors instead of printing them, and they are shown here
+    before, sys.argv = sys.argv, ["influx", *arguments]
+    try:
+        hydra.main(version_base="1.3", config_path=str(conf), config_name=command)(job)()
+        return 0
+    except Exception as error:
+        if wanted_full:
+            raise
+        text, status = explain(error, command, arguments)
+        print(f"influx: {text}", file=sys.stderr)
+        return status
+    except KeyboardInterrupt:
+        print("influx: interrupted; finished results are in the store, and the same command goes on from there.", file=sys.stderr)
+        return 130
+    finally:
+        sys.argv = before
+        if not wanted_full:
+            del os.environ["HYDRA_FULL_ERROR"]
+
+
+def job(cfg: DictConfig) -> float | None:
+    """One Hydra job. In a sweep an error is raised, so that the sweep notes it and goes on; a single run ends with one line."""
+    settings = HydraConfig.get()
+    config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
+    choices = config.pop("choices", None) or {k: v for k, v in settings.runtime.choices.items() if "/" not in k and v}
+    try:
+        rules.check_config(config)
+        from influx.pipelines import run_command  # torch is imported from here on
+
+        return run_command(config, choices, Path(settings.runtime.output_dir), list(settings.overrides.task))
+    except InfluxError as error:
+        if settings.mode == RunMode.MULTIRUN:
+            raise
+        print(f"influx: {error}", file=sys.stderr)
+        raise SystemExit(2) from error
+
+
+class Preflight(Callback):
+    """Checks values before a run's folder is made. Hydra only warns of exceptions in a callback, hence the exit."""
+
+    def on_run_start(self, config: DictConfig, **_: Any) -> None:
+        plain: dict[str, Any] = OmegaConf.to_container(config, resolve=False)  # type: ignore[assignment]
+        search = plain.pop("hydra")["searchpath"]
+        try:
+            for place in search:
+                _refuse_shadowing(conf_dir(), place.removeprefix("file://"))
+            rules.check_config({key: value for key, value in plain.items() if not _is_interpolation(value)})
+        except InfluxError as error:
+            print(f"influx: {error}", file=sys.stderr)
+            raise SystemExit(2) from error
+
+
+def _is_interpolation(value: Any) -> bool:
+    return isinstance(value, str) and "${" in value
+
+
+def rerun(arguments: list[str]) -> int:
+    """Repeat a run from its folder: its own resolved configuration, not today's defaults.
+
+    Raises:
+        InfluxError: the folder holds no run.
+    """
+    if not arguments or "=" in arguments[0]:
+        raise InfluxError("rerun needs a run folder: influx rerun outputs/validate/runs/...")
+    folder = Path(arguments[0]).resolve()
+    record = folder / "run.json"
+    if not record.is_file() or not (folder / ".hydra" / "config.yaml").is_file():
+        raise InfluxError(f"{arguments[0]} is not a run folder: it has no run.json and .hydra/config.yaml.")
+    said = json.loads(record.read_text())
+    chosen = ",".join(f"{group}:{option}" for group, option in said["choices"].items())
+    run_dir = OmegaConf.to_container(OmegaConf.load(conf_dir() / "base.yaml"))["hydra"]["run"]["dir"]  # type: ignore[call-overload,index]
+    kept = [f"hydra.run.dir='{run_dir}'", f"hydra.job.name={said['command']}"]
+    return launch(said["command"], ["-cp", str(folder / ".hydra"), "-cn", "config", *kept, f"+choices={{{chosen}}}", *arguments[1:]])
+
+
+def _config_dir(arguments: list[str]) -> str | None:
+    for flag, value in zip(arguments, [*arguments, ""][1:], strict=True):
+        name, _, attached = flag.partition("=")
+        if name in ("-cd", "--config-dir"):
+            return attached or value
+    return None
+
+
+def _refuse_shadowing(conf: Path, extra: str | None) -> None:
+    """Hydra ignores a user's YAML that has a built-in's name, without a word; here it is an error."""
+    if extra is None:
+        return
+    folder = Path(extra).resolve()
+    if folder == conf.resolve() or not folder.is_dir():
+        return
+    for file in sorted(folder.rglob("*.yaml")):
+        place = file.relative_to(folder)
+        if (conf / place).is_file():
+            raise InfluxError(f"{file} has the name of a built-in option and would be ignored: give it another name than {place.stem}.")
+
+
+def explain(error: Exception, command: str, arguments: list[str]) -> tuple[str, int]:
+    """An error as one clear line, and the exit status."""
+    if isinstance(error, InfluxError):
+        return str(error), 2
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
+        group, _, option = error.missing_cfg_file.rpartition("/")
+        options = list(error.options or ())
+        if not options:
+            return f"there is no configuration '{error.missing_cfg_file}'.", 2
+        return f"{group}={option} is not known; choose from {', '.join(options)}.{nearest(option, options)}", 2
+    if isinstance(error, OverrideParseException):
+        return f"cannot read '{error.override}': settings are key=value, without spaces around '='.", 2
+    if isinstance(error, HydraException | OmegaConfBaseException):
+        return _explain_configuration(error, command, arguments), 2
+    if isinstance(error, OSError):
+        return f"cannot write {error.filename} ({error.strerror}): choose another folder with hydra.run.dir=... or store.dir=...", 2
+    return f"{type(error).__name__}: {error}\nThis is not your input's fault. HYDRA_FULL_ERROR=1 shows where it happened.", 1
+
+
+def _explain_configuration(error: Exception, command: str, arguments: list[str]) -> str:
+    text = "\n".join(map(str, filter(None, (error, error.__cause__))))
+    several = re.search(r"Ambiguous value for argument '([^']+)'", text)
+    if several:
+        return f"{several[1]} has several values: add -m to run once for each, or write [a,b] for a list."
+    unknown = re.search(r"Could not (?:override|append to config|delete from config)[^']*'([^']+)'", text)
+    if unknown and isinstance(error, ConfigCompositionException):
+        key = unknown[1].split("=")[0]
+        known = sorted(_known_keys(command, arguments))
+        level, _, last = key.rpartition(".")
+        beside = [name for name in known if name.rpartition(".")[0] == level] or [name for name in known if "." not in name]
+        inside = [name for name in known if level and name.startswith(f"{level}.")]
+        deeper = [name for name in inside if name.rpartition(".")[2] == last]
+        hint = f" Did you mean '{deeper[0]}'?" if deeper else nearest(key, inside or known)
+        return f"there is no key '{key}'; there are {', '.join(beside)}.{hint}"
+    return str(error).strip().splitlines()[0]
+
+
+def _known_keys(command: str, arguments: list[str]) -> set[str]:
+    """Every key of the command's configuration, with the group options that the line chose, as far as those exist."""
+    groups = {place.name for place in conf_dir().iterdir() if place.is_dir()}
+    chosen = [word for word in arguments if word.partition("=")[0] in groups and "," not in word]
+    with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        try:
+            composed = hydra.compose(command, chosen)
+        except (HydraException, OmegaConfBaseException):
+            composed = hydra.compose(command)
+    return set(_flat(OmegaConf.to_container(composed))) | groups  # type: ignore[arg-type]
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    for name, value in config.items():
+        if name != "_target_":
+            yield f"{prefix}{name}"
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{name}.")

@@ -1,0 +1,93 @@
+"""The command line's first word. Nothing heavy is imported here, so that help and completion answer at once."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from influx.errors import InfluxError, nearest
+
+COMMANDS = {
+    "train": "train one model and save it with its training record",
+    "estimate": "train (or reuse) a model, then estimate influence",
+    "validate": "estimate, retrain without examples, compare: correlation tables and plots",
+    "rerun": "repeat a finished run from its folder",
+}
+
+USAGE = """influx: can I trust this influence estimate?
+
+usage: influx COMMAND [group=option ...] [key=value ...]
+
+commands
+{commands}
+
+examples
+  influx validate
+  influx validate dataset=breast_cancer model=logistic method=exact retraining.removed=all
+  influx validate -m method=exact,cg,lissa dataset=iris,digits seed=0,1
+
+more
+  influx COMMAND --help        groups, options and settings of a command
+  influx COMMAND --cfg job     the configuration that would run
+  influx --version
+  eval "$(influx -sc install=bash)"    tab completion (also zsh, fish)
+"""
+
+
+def usage() -> str:
+    return USAGE.format(commands="\n".join(f"  {name:<10} {what}" for name, what in COMMANDS.items()))
+
+
+def main() -> int:
+    """Exit status: 0 done, 1 something broke, 2 the input is wrong (one line says what, and what would be right)."""
+    arguments = sys.argv[1:]
+    first = arguments[0] if arguments else "--help"
+    if first in ("-h", "--help", "help"):
+        print(usage(), end="")
+        return 0
+    if first == "--version":
+        from importlib.metadata import version
+
+        print(f"influx {version('influx')}")
+        return 0
+    if first in ("-sc", "--shell-completion", "--shell_completion"):
+        return _complete(arguments)
+    if first not in COMMANDS:
+        print(f"influx: {_unknown(first, arguments)}", file=sys.stderr)
+        return 2
+    from influx import app
+
+    try:
+        return app.rerun(arguments[1:]) if first == "rerun" else app.launch(first, arguments[1:])
+    except InfluxError as error:
+        print(f"influx: {error}", file=sys.stderr)
+        return 2
+
+
+def _unknown(first: str, arguments: list[str]) -> str:
+    later = [word for word in arguments if word in COMMANDS]
+    if later:
+        rest = " ".join(word for word in arguments if word != later[0])
+        return f"the command comes first: influx {later[0]} {rest}"
+    return f"there is no command '{first}'; the commands are {', '.join(COMMANDS)}.{nearest(first, COMMANDS)}"
+
+
+def _complete(arguments: list[str]) -> int:
+    """Complete the command itself here; hand the rest of the line, without the command, to Hydra.
+
+    The shell calls `influx -sc query=SHELL` with the typed line in COMP_LINE, which knows nothing of commands.
+    """
+    from influx import app
+
+    line = os.environ.get("COMP_LINE", "")
+    words = line.split()
+    if not any(word.startswith("query=") for word in arguments):  # install or uninstall
+        return app.launch("validate", arguments)
+    if len(words) < 2 or (len(words) == 2 and not line.endswith(" ")):
+        print(" ".join(COMMANDS))
+        return 0
+    if words[1] not in COMMANDS or words[1] == "rerun":
+        return 0
+    before, _, after = line.partition(words[1])
+    os.environ["COMP_LINE"] = before + after.lstrip()
+    return app.launch(words[1], arguments)

@@ -1,0 +1,172 @@
+"""An experiment: data, model, training, objective and measurement, ready to be trained any number of times.
+
+It is what a worker process gets: everything that determines a trained model, apart from the example weights, the start and the seed.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from influx import stacking
+from influx.datasets import Data
+from influx.instantiate import describe
+from influx.measurements import Measurement
+from influx.models import Model, build
+from influx.models.base import Shape, last_layer
+from influx.objectives import Objective
+from influx.problem import Examples, Problem
+from influx.stacking import Stack, stack, unstack
+from influx.store import Store
+from influx.training import Fit, Task, Training
+from influx.trajectory import Trajectory
+
+ENGINE_VERSION = 1  # raised by hand when the same key would no longer give the same numbers
+
+HISTORY = ("epoch", "loss", "objective", "accuracy", "gradient_norm")  # columns of a training's record
+
+
+@dataclass(frozen=True)
+class Trained:
+    """One trained model and its record; `reused` when it came from the store."""
+
+    params: dict[str, Tensor]
+    buffers: dict[str, Tensor]
+    gradient_norm: float
+    history: list[dict[str, float]]
+    seconds: float
+    reused: bool = False
+    trajectory: Trajectory | None = None
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """`data` is already in the type and on the device of the computation."""
+
+    data: Data
+    model: Model
+    training: Training
+    objective: Objective
+    measurement: Measurement
+
+    @property
+    def train_examples(self) -> Examples:
+        return Examples(self.data.train_inputs, self.data.train_targets)
+
+    @property
+    def test_examples(self) -> Examples:
+        return Examples(self.data.test_inputs, self.data.test_targets)
+
+    @property
+    def n_test(self) -> int:
+        return 1 if self.measurement.whole_set else self.data.n_test
+
+    @cached_property
+    def digest(self) -> str:
+        return self.data.digest()
+
+    def module(self, seed: int) -> nn.Module:
+        """A freshly initialised module, a function of `seed` alone (drawn in float32, so that both number types start alike)."""
+        shape = Shape(self.data.input_shape, self.data.n_outputs, self.data.task)
+        inputs = self.data.train_inputs
+        return build(self.model, shape, seed).to(inputs.device, inputs.dtype)
+
+    def trainable(self, which: str, module: nn.Module) -> tuple[str, ...]:
+        return tuple(name for name, _ in module.named_parameters()) if which == "all" else last_layer(module)
+
+    def task(self, seed: int, weights: Float[Tensor, "k n"], *, record: bool = False) -> Task:
+        """K copies of the seed's initial model with their example weights, every parameter trainable."""
+        module = self.module(seed)
+        params = {name: value.detach() for name, value in module.named_parameters()}
+        buffers = dict(module.named_buffers())
+        models = len(weights)
+        trainable = self.trainable("all", module)
+        return Task(
+            module, stack(params, models), stack(buffers, models), self.train_examples, weights, self.objective, trainable, seed, None, record
+        )
+
+    def key(self, seed: int, **more: Any) -> dict[str, Any]:
+        """Everything that determines a trained model."""
+        inputs = self.data.train_inputs
+        return {
+            "engine": ENGINE_VERSION,
+            "torch": torch.__version__,
+            "data": self.digest,
+            "dtype": str(inputs.dtype),
+            "device": inputs.device.type,
+            "model": describe(self.model),
+            "training": describe(self.training),
+            "objective": describe(self.objective),
+            "seed": seed,
+            **more,
+        }
+
+    def train(self, seed: int, store: Store, *, record: bool = False) -> Trained:
+        """The model trained on all examples; taken from the store when it is there (never when its trajectory is wanted)."""
+        key = self.key(seed)
+        stored = None if record else store.load("model", key)
+        if stored is not None:
+            return self._ordered(_from_store(stored))
+        begun = time.perf_counter()
+        trained = self._fit(seed, record)
+        trained = replace(trained, seconds=time.perf_counter() - begun)
+        store.save("model", key, _to_store(trained))
+        return trained
+
+    def _fit(self, seed: int, record: bool) -> Trained:
+        ones = torch.ones(1, self.data.n_train, dtype=self.data.train_inputs.dtype, device=self.data.train_inputs.device)
+        fit: Fit = self.training.fit(self.task(seed, ones, record=record))
+        return Trained(unstack(fit.params, 0), unstack(fit.buffers, 0), fit.gradient_norm[0].item(), fit.history, 0.0, False, fit.trajectory)
+
+    def _ordered(self, trained: Trained) -> Trained:
+        """Names in the module's own order, tensors on the experiment's device: the file keeps neither."""
+        module, device = self.module(0), self.data.train_inputs.device
+        params = {name: trained.params[name].to(device) for name, _ in module.named_parameters()}
+        buffers = {name: trained.buffers[name].to(device) for name, _ in module.named_buffers()}
+        return replace(trained, params=params, buffers=buffers)
+
+    def problem(self, trained: Trained, seed: int) -> Problem:
+        """The fitted problem that estimators work on."""
+        return Problem(
+            self.module(seed), trained.params, trained.buffers, self.train_examples, self.test_examples,
+            self.objective, self.measurement, self.training.weight_decay,
+        )  # fmt: skip
+
+    def measure(self, module: nn.Module, params: Stack, buffers: Stack) -> Float[Tensor, "k n_test"]:
+        """The measurement of K models on every test example (or on the whole set: one column)."""
+        examples, models = self.test_examples, len(next(iter(params.values())))
+        each = stacking.bytes_per_row(module, unstack(params, 0), unstack(buffers, 0), examples.inputs)
+        pieces = []
+        with torch.no_grad():
+            for rows in stacking.blocks(len(examples), 4 * models * each):
+                part = examples.take(rows)
+                outputs = stacking.outputs(module, params, buffers, part.inputs)
+                pieces.append(self.measurement.value(outputs, part.targets, self.objective))
+        values = torch.cat(pieces, dim=1)
+        return values.mean(1, keepdim=True) if self.measurement.whole_set else values
+
+
+def _to_store(trained: Trained) -> dict[str, Tensor]:
+    columns = {name: torch.tensor([row[name] for row in trained.history], dtype=torch.float64) for name in HISTORY}
+    return {
+        **{f"params/{name}": value for name, value in trained.params.items()},
+        **{f"buffers/{name}": value for name, value in trained.buffers.items()},
+        **{f"history/{name}": value for name, value in columns.items()},
+        "gradient_norm": torch.tensor(trained.gradient_norm, dtype=torch.float64),
+        "seconds": torch.tensor(trained.seconds, dtype=torch.float64),
+    }
+
+
+def _from_store(tensors: dict[str, Tensor]) -> Trained:
+    def part(prefix: str) -> dict[str, Tensor]:
+        return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+    columns = {name: part("history/")[name].tolist() for name in HISTORY}
+    history = [dict(zip(HISTORY, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+    return Trained(part("params/"), part("buffers/"), tensors["gradient_norm"].item(), history, tensors["seconds"].item(), True)

@@ -1,0 +1,66 @@
+"""From a configuration node to the object it describes: `_target_` names the class, the other keys are its constructor's arguments."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+from influx.errors import InfluxError, nearest
+
+T = TypeVar("T")
+
+
+def build(node: Mapping[str, Any], family: Callable[..., T], group: str) -> T:
+    """The object of `node`, a subclass of `family`; nested nodes with a `_target_` are built first.
+
+    Only classes can be named, and the outer one must belong to the family, so a configuration cannot run arbitrary functions.
+
+    Raises:
+        InfluxError: the class cannot be imported, is not of the family, or does not take a key; the message names the group.
+    """
+    made = _construct(_find(node, group), node, group)
+    if not isinstance(made, family):  # type: ignore[arg-type]
+        raise InfluxError(f"{group}: {node['_target_']} is not a {family.__module__}.{family.__name__}; derive it from that class.")
+    return made
+
+
+def _find(node: Mapping[str, Any], group: str) -> type:
+    path = node.get("_target_")
+    if not isinstance(path, str) or "." not in path:
+        raise InfluxError(f"{group}: the configuration has no _target_; name a class, for example _target_: mylab.MyClass.")
+    module, _, name = path.rpartition(".")
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise InfluxError(f"{group}: {path} cannot be imported ({error}). Is its folder on PYTHONPATH?") from error
+    if not inspect.isclass(found) or inspect.isabstract(found):
+        raise InfluxError(f"{group}: {path} is not a class that can be built.")
+    return found
+
+
+def _construct(cls: type, node: Mapping[str, Any], group: str) -> Any:
+    arguments = {key: value for key, value in node.items() if key != "_target_"}
+    accepted = inspect.signature(cls).parameters
+    for key in arguments:
+        if key not in accepted:
+            raise InfluxError(f"{group}.{key}: {cls.__name__} has no such argument; it takes {', '.join(accepted)}.{nearest(key, accepted)}")
+    for key, value in arguments.items():
+        if isinstance(value, Mapping) and "_target_" in value:
+            arguments[key] = _construct(_find(value, f"{group}.{key}"), value, f"{group}.{key}")
+    missing = [name for name, p in accepted.items() if p.default is p.empty and p.kind is not p.VAR_KEYWORD and name not in arguments]
+    if missing:
+        raise InfluxError(f"{group}: {cls.__name__} also needs {', '.join(missing)}.")
+    return cls(**arguments)
+
+
+def describe(instance: Any) -> dict[str, Any]:
+    """What determines an object built from a configuration: class, fields, and for a class outside `influx` its source text."""
+    cls = type(instance)
+    said: dict[str, Any] = {"class": f"{cls.__module__}.{cls.__qualname__}"}
+    for name, value in vars(instance).items():
+        said[name] = describe(value) if hasattr(value, "__dict__") and not isinstance(value, type) else value
+    if not cls.__module__.startswith("influx."):
+        said["source"] = inspect.getsource(inspect.getmodule(cls) or cls)
+    return said

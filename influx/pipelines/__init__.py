@@ -1,0 +1,48 @@
+"""The commands: each file reads like the protocol section of a paper."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from influx.errors import InfluxError
+from influx.pipelines import estimate, train, validate
+from influx.pipelines.session import Session, open_session
+from influx.runfolder import RunFolder
+from influx.store import Store
+
+
+def run_command(config: Mapping[str, Any], choices: Mapping[str, str], path: Path, overrides: list[str]) -> float | None:
+    """Run `config["command"]` in the run folder `path`; `choices` are the group options by name. Returns a sweeper's objective, if any.
+
+    Raises:
+        InfluxError: the input is wrong or a computation broke down; `run.json` then says so under `status`.
+    """
+    folder = RunFolder(path)
+    folder.start(config["command"], config, overrides)
+    folder.record["choices"] = dict(choices)
+    try:
+        store = Store(Path(config["store"]["dir"]) if config["store"]["dir"] else None)
+        session = open_session(config, choices, folder, store)
+        result = _dispatch(session)
+        folder.record["status"] = "finished"
+        return result
+    except BaseException as error:
+        folder.record["status"] = f"failed: {error}" if isinstance(error, InfluxError) else f"failed: {type(error).__name__}"
+        raise
+    finally:
+        folder.write_record()
+
+
+def _dispatch(session: Session) -> float | None:
+    command = session.config["command"]
+    if command == "train":
+        train.train(session)
+        return None
+    estimator = estimate.prepare(session)
+    if command == "estimate":
+        estimate.estimate(session, estimator)
+        return None
+    retraining = validate.prepare(session, estimator) if session.config["loo"] else None
+    return validate.validate(session, estimator, retraining)

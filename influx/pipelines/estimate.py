@@ -1,0 +1,94 @@
+"""`influx estimate`: train or reuse a model, then estimate every training example's influence on every test example."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float, Int
+
+from influx.errors import InfluxError, NumericalError
+from influx.estimators import Estimate, Estimator
+from influx.experiment import Trained
+from influx.instantiate import build
+from influx.pipelines.exhibits import SHOWN, gallery, top_table
+from influx.pipelines.session import Session
+from influx.pipelines.train import train
+from influx.report.gallery import save_gallery
+
+log = logging.getLogger("influx")
+
+SOLVE_COLUMNS = ("iterations", "residual", "converged", "damping", "smallest_eigenvalue")
+
+
+@dataclass(frozen=True)
+class Estimated:
+    """A trained model and an estimate on it, as arrays."""
+
+    trained: Trained
+    estimator: Estimator
+    influence: Float[np.ndarray, "n_train n_test"]
+    test_index: Int[np.ndarray, " n_test"]
+    train_losses: Float[np.ndarray, " n_train"]
+
+
+def prepare(session: Session) -> Estimator:
+    """The estimator, with its needs checked against what the run can give.
+
+    Raises:
+        InfluxError: the method needs a training record that this training does not keep.
+    """
+    estimator = build(session.config["method"], Estimator, "method")
+    training = session.experiment.training
+    if estimator.needs_trajectory and not training.records_trajectory:
+        raise InfluxError(
+            f"method={type(estimator).__name__} follows the training run step by step, and {type(training).__name__} keeps no such record: "
+            "use training=sgd, adam or adamw."
+        )
+    return estimator
+
+
+def estimate(session: Session, estimator: Estimator) -> Estimated:
+    folder, experiment = session.folder, session.experiment
+    trained = train(session, record=estimator.needs_trajectory)
+    problem = experiment.problem(trained, session.seed)
+    with folder.stage("estimate"):
+        made = estimator.estimate(problem, trained.trajectory, session.seed)
+    if not bool(torch.isfinite(made.influence).all()):
+        raise NumericalError(f"{int((~torch.isfinite(made.influence)).sum())} influences are not finite: raise method.damping.")
+    influence = made.influence.cpu().numpy()
+    whole_set = experiment.measurement.whole_set
+    test_index = np.array([-1]) if whole_set else experiment.data.test_index
+    folder.arrays("influence.npz", influence=influence, train_index=experiment.data.train_index, test_index=test_index)
+    with torch.no_grad():
+        losses = problem.losses(problem.theta, problem.train).cpu().numpy()
+    _write_top(session, influence, whole_set)
+    write_diagnostics(session, made, test_index)
+    seconds = folder.record["stage_seconds"]["estimate"]
+    log.info("estimated %d x %d influences in %.2f s (%s)", *influence.shape, seconds, _solved(made))
+    return Estimated(trained, estimator, influence, test_index, losses)
+
+
+def _solved(made: Estimate) -> str:
+    if not made.solves:
+        return "no linear solve"
+    table = pd.DataFrame(made.solves)
+    return f"{table.converged.sum()} of {len(table)} solves converged, largest relative residual {table.residual.max():.1e}"
+
+
+def _write_top(session: Session, influence: Float[np.ndarray, "n_train n_test"], whole_set: bool) -> None:
+    data, k, folder = session.experiment.data, session.config["top_k"], session.folder
+    folder.csv("top_influences.csv", top_table(data, influence, k, whole_set))
+    shown = np.sort(np.argsort(-np.abs(influence).max(0), kind="stable")[:SHOWN])  # where influence is largest
+    save_gallery(gallery(data, influence, k, shown.tolist(), whole_set), folder.path / "top_influences.png")
+
+
+def write_diagnostics(session: Session, made: Estimate, test_index: Int[np.ndarray, " n_test"]) -> None:
+    """`diagnostics.csv`: a row a solve, then a row a stage with its seconds."""
+    solves = [{"kind": "solve", "name": "iHVP", "test_index": t, **row} for t, row in zip(test_index, made.solves, strict=False)]
+    stages = [{"kind": "stage", "name": name, "seconds": s} for name, s in session.folder.record["stage_seconds"].items()]
+    columns = ["kind", "name", "test_index", *SOLVE_COLUMNS, "seconds"]
+    session.folder.csv("diagnostics.csv", pd.DataFrame([*solves, *stages], columns=columns))

@@ -1,0 +1,66 @@
+"""Training and test examples as something to look at: images as images, rows as their features in original units."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float
+from torch import Tensor
+
+from influx.datasets import Data
+from influx.report.gallery import Exhibit, GalleryRow
+
+SHOWN = 6  # test examples in the picture; the table has all of them
+
+
+def label(data: Data, target: Tensor) -> str:
+    """A class name, or a number in its original unit."""
+    if data.task == "classification":
+        return data.class_names[int(target)]
+    return f"{float(target) * data.target_scale + data.target_offset:.4g}"
+
+
+def exhibit(data: Data, part: str, row: int) -> Exhibit:
+    inputs, targets, index = getattr(data, f"{part}_inputs"), getattr(data, f"{part}_targets"), getattr(data, f"{part}_index")
+    values = inputs[row].double().cpu().numpy() * data.input_scale + data.input_offset
+    title = f"{part} {index[row]}: {label(data, targets[row])}"
+    if data.is_image:
+        return Exhibit(title, np.clip(values, 0.0, 1.0), ())
+    names = data.feature_names or tuple(f"x{j}" for j in range(values.size))
+    return Exhibit(title, None, tuple(f"{name} = {value:.4g}" for name, value in zip(names, values.ravel(), strict=True)))
+
+
+def ranked(influence: Float[np.ndarray, "n_train n_test"], k: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    """For each test example the rows of the k most helpful (largest) and k most harmful (smallest) training examples, in that order."""
+    k = min(k, len(influence))
+    order = np.argsort(-influence, axis=0, kind="stable")
+    return [(order[:k, t], order[::-1][:k, t]) for t in range(influence.shape[1])]
+
+
+def top_table(data: Data, influence: Float[np.ndarray, "n_train n_test"], k: int, whole_set: bool) -> pd.DataFrame:
+    """One row per test example x kind x rank."""
+    rows = []
+    for t, (helpful, harmful) in enumerate(ranked(influence, k)):
+        test = {"test_index": -1, "test_label": "whole test set"} if whole_set else {
+            "test_index": data.test_index[t], "test_label": label(data, data.test_targets[t])
+        }  # fmt: skip
+        for kind, chosen in (("helpful", helpful), ("harmful", harmful)):
+            rows += [
+                {
+                    **test, "kind": kind, "rank": rank, "train_index": data.train_index[i],
+                    "train_label": label(data, data.train_targets[i]), "influence": influence[i, t],
+                }
+                for rank, i in enumerate(chosen, start=1)
+            ]  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def gallery(data: Data, influence: Float[np.ndarray, "n_train n_test"], k: int, shown: list[int], whole_set: bool) -> list[GalleryRow]:
+    """Gallery rows of the test examples `shown`."""
+    ranking = ranked(influence, k)
+    made = []
+    for t in shown:
+        test = Exhibit("whole test set", None, (f"mean over {data.n_test}", "test examples")) if whole_set else exhibit(data, "test", t)
+        sides = [[(exhibit(data, "train", i), float(influence[i, t])) for i in side] for side in ranking[t]]
+        made.append(GalleryRow(test, sides[0], sides[1]))
+    return made

@@ -1,0 +1,96 @@
+"""One run's objects, built from its configuration before anything is trained."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from influx.datasets import Dataset
+from influx.errors import InfluxError
+from influx.experiment import Experiment
+from influx.instantiate import build
+from influx.measurements import Measurement
+from influx.models import Model
+from influx.objectives import Objective
+from influx.runfolder import RunFolder
+from influx.stacking import is_layered
+from influx.store import Store
+from influx.training import Training
+
+log = logging.getLogger("influx")
+
+LARGE_MODEL = 100_000  # parameters from which one batch's products fill several threads
+
+
+@dataclass(frozen=True)
+class Session:
+    """What every pipeline works with."""
+
+    config: Mapping[str, Any]
+    choices: Mapping[str, str]
+    folder: RunFolder
+    experiment: Experiment
+    store: Store
+    seed: int
+
+
+def open_session(config: Mapping[str, Any], choices: Mapping[str, str], folder: RunFolder, store: Store) -> Session:
+    """Build data, model, training, objective and measurement, and check that they fit one another.
+
+    Raises:
+        InfluxError: any part is wrong or does not fit; nothing has been trained or written by then.
+    """
+    device = _device(config["device"])
+    dtype = getattr(torch, config["dtype"])
+    model = build(config["model"], Model, "model")
+    training = build(config["training"], Training, "training")
+    objective = build(config["objective"], Objective, "objective")
+    measurement = build(config["measurement"], Measurement, "measurement")
+    with folder.stage("data"):
+        data = build(config["dataset"], Dataset, "dataset").load().to(dtype, device)
+    experiment = Experiment(data, model, training, objective, measurement)
+    module = experiment.module(config["seed"])
+    _check_targets(experiment)
+    size = sum(p.numel() for p in module.parameters())
+    threads = _set_threads(config["threads"], size, not is_layered(module))
+    folder.record |= {"device": str(device), "threads": threads, "n_parameters": size}
+    if len(data.flipped):
+        folder.record["flipped_labels"] = data.flipped.tolist()
+    log.info(
+        "%s: %d training and %d test examples; %s with %s parameters; %s, %s, seed %d",
+        data.name, data.n_train, data.n_test, type(model).__name__, f"{size:,}", config["dtype"], device, config["seed"],
+    )  # fmt: skip
+    return Session(config, choices, folder, experiment, store, config["seed"])
+
+
+def _check_targets(experiment: Experiment) -> None:
+    """One example through objective and measurement: what cannot take these outputs and targets says so now."""
+    data, module = experiment.data, experiment.module(0)
+    objective, labels = type(experiment.objective).__name__, data.task == "classification"
+    if (objective == "CrossEntropy" and not labels) or (objective == "SquaredError" and labels):
+        right = "cross_entropy" if labels else "squared_error"
+        raise InfluxError(f"objective={config_name(objective)} does not fit {data.task} targets; use objective=supervised or {right}.")
+    with torch.no_grad():
+        experiment.measurement.value(module(data.test_inputs[:1]), data.test_targets[:1], experiment.objective)
+
+
+def config_name(class_name: str) -> str:
+    """`CrossEntropy` -> `cross_entropy`."""
+    return "".join(f"_{c.lower()}" if c.isupper() else c for c in class_name).lstrip("_")
+
+
+def _device(wanted: str) -> torch.device:
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise InfluxError("device=cuda: torch sees no CUDA device here; use device=auto or device=cpu.")
+    return torch.device("cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def _set_threads(wanted: int | str, size: int, convolutional: bool) -> int:
+    if wanted == "auto":
+        wanted = torch.get_num_threads() if size >= LARGE_MODEL or convolutional else 1
+    torch.set_num_threads(int(wanted))
+    return int(wanted)

@@ -1,0 +1,106 @@
+"""`influx validate`: estimate, retrain with examples left out, and say how well the two agree."""
+
+from __future__ import annotations
+
+import io
+import logging
+from dataclasses import asdict
+
+import numpy as np
+import pandas as pd
+from rich.console import Console
+
+from influx.estimators import Estimator
+from influx.instantiate import build
+from influx.pipelines.estimate import Estimated, estimate
+from influx.pipelines.session import Session
+from influx.report.plots import save_scatter
+from influx.report.tables import correlation_lines, to_markdown, verdict
+from influx.retraining import Retraining, Truth
+from influx.statistics import compare, per_test_correlation
+
+log = logging.getLogger("influx")
+
+NO_TRUTH = (
+    "loo=false: nothing was retrained, so nothing says whether these estimates are right. What can still be compared: estimates with one "
+    "another (-m method=exact,cg,lissa), top_influences.png with your own eyes, diagnostics.csv with the solver's promises."
+)
+
+
+def prepare(session: Session, estimator: Estimator) -> Retraining:
+    """The retraining plan, checked against data, training and method before anything is trained."""
+    retraining = build(session.config["retraining"], Retraining, "retraining")
+    retraining.check(session.experiment.data.train_index, session.experiment)
+    if getattr(estimator, "params", "all") != retraining.trainable:
+        session.folder.warn(
+            f"the estimate moves method.params={getattr(estimator, 'params', 'all')} and the truth retraining.trainable={retraining.trainable}: "
+            "they answer different questions, and low agreement need not be the estimator's fault."
+        )
+    return retraining
+
+
+def validate(session: Session, estimator: Estimator, retraining: Retraining | None) -> float | None:
+    """Estimate, retrain, compare; the returned mean Spearman is what a Hydra sweeper can optimise. `retraining` null skips the truth."""
+    made = estimate(session, estimator)
+    if retraining is None:
+        log.info(NO_TRUTH)
+        return None
+    truth = _truth(session, made, retraining)
+    predicted = made.influence[truth.rows]
+    options = {"calibrated": estimator.calibrated, "resamples": session.config["resamples"], "seed": session.seed}
+    with session.folder.stage("compare"):
+        table = compare(predicted, truth.change, **options)
+        _write_tables(session, table, retraining)
+        _draw(session, made, truth, table)
+    session.folder.record["spearman"] = float(table.set_index("statistic").value["spearman"])
+    _say(session, table, truth)
+    return session.folder.record["spearman"]
+
+
+def _truth(session: Session, made: Estimated, retraining: Retraining) -> Truth:
+    experiment, folder, seed = session.experiment, session.folder, session.seed
+    rows = retraining.choose(experiment.data.train_index, made.influence, made.train_losses, seed)
+    log.info(
+        "retraining %d examples' absence x %d seed(s): about %.0f s",
+        len(rows), retraining.seeds, retraining.predict(experiment, made.trained, rows, seed),
+    )  # fmt: skip
+    with folder.stage("retrain"):
+        truth = retraining.run(experiment, made.trained, rows, seed, session.store)
+    if truth.reused:
+        folder.record["reused"].append(f"{truth.reused} of {truth.shards} retraining stacks")
+    folder.record["zero_removal_control"] = asdict(truth.control)
+    data = experiment.data
+    folder.arrays(
+        "ground_truth.npz", change=truth.change, full=truth.full, train_index=data.train_index[rows], test_index=made.test_index, seed=truth.seeds
+    )
+    return truth
+
+
+def _write_tables(session: Session, table: pd.DataFrame, retraining: Retraining) -> None:
+    identity = {"method": session.choices["method"], "truth": retraining.name, "measurement": session.choices["measurement"]}
+    full = pd.DataFrame([{**identity, **row} for row in table.to_dict("records")])
+    session.folder.csv("correlations.csv", full)
+    session.folder.text("correlations.md", to_markdown(full))
+
+
+def _draw(session: Session, made: Estimated, truth: Truth, table: pd.DataFrame) -> None:
+    predicted, mean = made.influence[truth.rows], truth.change.mean(2)
+    pairs = pd.DataFrame({"predicted": predicted.ravel(), "actual": mean.ravel()})
+    if truth.change.shape[2] > 1:
+        pairs["actual_se"] = (truth.change.std(2, ddof=1) / np.sqrt(truth.change.shape[2])).ravel()
+    per_test = pd.DataFrame({"test_index": made.test_index, "spearman": per_test_correlation(predicted, mean, "spearman")})
+    data, unit = session.experiment.data, session.experiment.measurement.unit
+    title = f"{session.choices['method']} on {data.name}, {type(session.experiment.model).__name__.lower()}"
+    picture = session.folder.path / "scatter.png"
+    save_scatter(pairs, per_test, table, picture, unit=unit, calibrated=made.estimator.calibrated, title=title)
+
+
+def _say(session: Session, table: pd.DataFrame, truth: Truth) -> None:
+    screen = Console(width=100, file=io.StringIO())
+    screen.print(correlation_lines(table))
+    log.info("%s", screen.file.getvalue().rstrip())  # type: ignore[attr-defined]
+    for line in verdict(table):
+        log.info("%s", line)
+    control = truth.control
+    log.info("retraining with nothing left out moves the measurement by at most %.2g (control)", control.largest_measurement_change)
+    log.info("scatter plot: %s", session.folder.path / "scatter.png")

@@ -1,0 +1,160 @@
+"""Every public knob's rule, in one table: what `influx` accepts before it imports anything heavy.
+
+A rule is looked up by the knob's place in the configuration (`training.lr`). The command line checks the whole composed
+configuration against the table in its first second; the constructors check the same fields against the same table, so
+the Python interface refuses what the command line refuses. A user's own class may bring keys that are not in the table:
+those are its constructor's business.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from influx.errors import InfluxError, nearest
+
+
+@dataclass(frozen=True)
+class Rule:
+    """`wanted` completes the sentence "... must be"; `accepts` decides; `choices` feed the nearest-match hint."""
+
+    wanted: str
+    accepts: Callable[[Any], bool]
+    choices: tuple[str, ...] = ()
+
+    def or_null(self) -> Rule:
+        return Rule(f"{self.wanted}, or null", lambda v: v is None or self.accepts(v), self.choices)
+
+    def or_word(self, word: str) -> Rule:
+        return Rule(f"{self.wanted}, or {word}", lambda v: v == word or self.accepts(v), (*self.choices, word))
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def whole(at_least: int) -> Rule:
+    return Rule(f"a whole number of at least {at_least}", lambda v: _is_whole(v) and v >= at_least)
+
+
+def number(*, above: float = -math.inf, at_least: float = -math.inf, below: float = math.inf, at_most: float = math.inf) -> Rule:
+    limits = {"above": above, "of at least": at_least, "below": below, "of at most": at_most}
+    said = " and ".join(f"{word} {limit:g}" for word, limit in limits.items() if math.isfinite(limit))
+    return Rule(
+        f"a number {said}".rstrip(),
+        lambda v: _is_number(v) and above < v < below and at_least <= v <= at_most,
+    )
+
+
+def choice(*options: str) -> Rule:
+    return Rule(f"one of {', '.join(options)}", lambda v: isinstance(v, str) and v in options, options)
+
+
+def one_of_numbers(*options: int) -> Rule:
+    return Rule(f"one of {', '.join(map(str, options))}", lambda v: _is_whole(v) and v in options)
+
+
+def list_of(rule: Rule) -> Rule:
+    return Rule(f"a list, each item {rule.wanted}", lambda v: isinstance(v, list | tuple) and all(map(rule.accepts, v)))
+
+
+FLAG = Rule("true or false", lambda v: isinstance(v, bool))
+TEXT = Rule("a text", lambda v: isinstance(v, str) and v != "")
+INDEX = list_of(whole(0)).or_null()
+
+RULES: dict[str, Rule] = {
+    "seed": whole(0),
+    "dtype": choice("float32", "float64"),
+    "device": choice("auto", "cpu", "cuda"),
+    "threads": whole(1).or_word("auto"),
+    "top_k": whole(1),
+    "loo": FLAG,
+    "truth": choice("loo"),
+    "resamples": whole(10),
+    "store.dir": TEXT.or_null(),
+    "dataset.train_size": whole(1).or_null(),
+    "dataset.test_size": whole(1).or_null(),
+    "dataset.split_seed": whole(0),
+    "dataset.standardize": FLAG,
+    "dataset.label_noise": number(at_least=0, at_most=1),
+    "dataset.noise_seed": whole(0),
+    "dataset.classes": list_of(whole(0)).or_null(),
+    "dataset.train_index": INDEX,
+    "dataset.test_index": INDEX,
+    "dataset.root": TEXT,
+    "dataset.download": FLAG,
+    "dataset.path": TEXT,
+    "dataset.target": TEXT,
+    "dataset.task": choice("classification", "regression"),
+    "model.depth": whole(0),
+    "model.width": whole(1),
+    "model.activation": choice("relu", "tanh", "selu", "gelu", "silu", "sigmoid"),
+    "model.bias": FLAG,
+    "model.layers": one_of_numbers(11, 13),
+    "model.batch_norm": FLAG,
+    "training.lr": number(above=0),
+    "training.epochs": whole(1),
+    "training.batch_size": whole(1).or_null(),
+    "training.momentum": number(at_least=0, below=1),
+    "training.nesterov": FLAG,
+    "training.beta1": number(at_least=0, below=1),
+    "training.beta2": number(at_least=0, below=1),
+    "training.amsgrad": FLAG,
+    "training.decoupled_decay": number(at_least=0),
+    "training.weight_decay": number(at_least=0),
+    "training.schedule": choice("constant", "linear", "cosine", "step"),
+    "training.tolerance": number(above=0),
+    "training.max_iterations": whole(1),
+    "method.damping": number(at_least=0),
+    "method.curvature": choice("hessian", "ggn"),
+    "method.params": choice("all", "last_layer"),
+    "method.solver.tolerance": number(above=0),
+    "method.solver.max_iterations": whole(1),
+    "method.solver.depth": whole(1),
+    "method.solver.scale": number(above=0).or_word("auto"),
+    "method.solver.repeats": whole(1),
+    "method.solver.batch_size": whole(1).or_word("auto"),
+    "retraining.start": choice("scratch", "warm"),
+    "retraining.removed": whole(1).or_word("all"),
+    "retraining.selection": choice("random", "top", "loss", "stratified", "all"),
+    "retraining.index": INDEX,
+    "retraining.seeds": whole(1),
+    "retraining.trainable": choice("all", "last_layer"),
+    "retraining.epochs": whole(1).or_null(),
+    "retraining.divisor": choice("n", "n-1"),
+    "retraining.subtract_drift": FLAG,
+    "retraining.workers": whole(1),
+    "retraining.models_at_once": whole(1).or_null(),
+}
+
+
+def check_value(key: str, value: Any) -> None:
+    """Raise `InfluxError` when `value` breaks the rule of the knob at `key`; a key without a rule passes."""
+    rule = RULES.get(key)
+    if rule is None or rule.accepts(value):
+        return
+    hint = nearest(value, rule.choices) if isinstance(value, str) else ""
+    raise InfluxError(f"{key}={value} is not possible: it must be {rule.wanted}.{hint}")
+
+
+def check_config(config: Mapping[str, Any], prefix: str = "") -> None:
+    """Check every leaf of a composed configuration (nested plain dictionaries)."""
+    for name, value in config.items():
+        key = f"{prefix}{name}"
+        if isinstance(value, Mapping):
+            check_config(value, f"{key}.")
+        else:
+            check_value(key, value)
+
+
+def check_fields(group: str, instance: Any) -> None:
+    """Check a dataclass against the rules of its group (`training`, `method.solver`, ...); call it in `__post_init__`."""
+    for field in dataclasses.fields(instance):
+        check_value(f"{group}.{field.name}", getattr(instance, field.name))

@@ -1,0 +1,98 @@
+"""A run's folder: every file of the stable interface is written here, whole or not at all."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import platform
+import subprocess
+import time
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from safetensors.torch import save
+
+from influx.errors import AccuracyWarning
+from influx.store import digest, write_whole
+
+log = logging.getLogger("influx")
+
+LIBRARIES = ("influx", "torch", "torchvision", "numpy", "scipy", "scikit-learn", "pandas", "hydra-core")
+
+
+@dataclass
+class RunFolder:
+    """Writes a run's files and keeps its record (`run.json`): stages with their seconds, warnings, reused artefacts, status."""
+
+    path: Path
+    record: dict[str, Any] = field(default_factory=dict)
+
+    def start(self, command: str, config: Mapping[str, Any], overrides: list[str]) -> None:
+        self.record |= {
+            "command": command,
+            "overrides": overrides,
+            "config_digest": digest(config),
+            "seed": config["seed"],
+            "dtype": config["dtype"],
+            "versions": {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}},
+            "git_commit": _git_commit(),
+            "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            "stage_seconds": {},
+            "reused": [],
+            "warnings": [],
+            "status": "running",
+        }
+        self.write_record()
+
+    def write_record(self) -> None:
+        write_whole(self.path / "run.json", (json.dumps(self.record, indent=2, default=str) + "\n").encode())
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Time a stage, and put every accuracy warning of it on the screen and in the record."""
+        begun = time.perf_counter()
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", AccuracyWarning)
+            yield
+        self.record["stage_seconds"][name] = round(time.perf_counter() - begun, 3)
+        for warning in caught:
+            if issubclass(warning.category, AccuracyWarning):
+                self.warn(str(warning.message))
+            else:
+                log.debug("%s", warning.message)
+        self.write_record()
+
+    def warn(self, message: str) -> None:
+        self.record["warnings"].append(message)
+        log.warning("warning: %s", message)
+
+    def csv(self, name: str, table: pd.DataFrame) -> None:
+        write_whole(self.path / name, table.to_csv(index=False).encode())
+
+    def text(self, name: str, content: str) -> None:
+        write_whole(self.path / name, content.encode())
+
+    def arrays(self, name: str, **arrays: np.ndarray) -> None:
+        buffer = io.BytesIO()
+        np.savez(buffer, **arrays)  # type: ignore[arg-type]
+        write_whole(self.path / name, buffer.getvalue())
+
+    def parameters(self, name: str, tensors: Mapping[str, torch.Tensor]) -> None:
+        write_whole(self.path / name, save({key: value.detach().cpu().contiguous() for key, value in tensors.items()}))
+
+
+def _git_commit() -> str | None:
+    """The commit of the working directory's repository, when it is one."""
+    try:
+        return subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True, timeout=5).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None

@@ -1,0 +1,116 @@
+"""The contract of the training engine and what its optimisers share.
+
+The objective of model k is `J_k(θ) = (1/n) Σ_i w[k, i] ℓ_i(θ) + (λ/2)‖θ‖²`. Leaving example i out is `w[k, i] = 0` with the divisor still
+n, in the same batch order, so that a leave-one-out model differs from the full one in nothing else. Example weights of a batch are
+divided by the batch's size, left-out rows included.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from influx import stacking
+from influx.objectives import Objective
+from influx.problem import Examples
+from influx.stacking import Stack
+from influx.trajectory import Trajectory
+
+
+@dataclass(frozen=True)
+class Task:
+    """K training problems over one data set.
+
+    `params` and `buffers` are the starts, with a leading axis of K; `weights` is w; `trainable` names the parameters that move; `seed`
+    fixes the batch order, which all K share; `reference` is the solution for w = 1 from the same seed, when it is known.
+    """
+
+    module: nn.Module
+    params: Stack
+    buffers: Stack
+    examples: Examples
+    weights: Float[Tensor, "k n"]
+    objective: Objective
+    trainable: tuple[str, ...]
+    seed: int
+    reference: dict[str, Tensor] | None = None
+    record: bool = False
+
+    @property
+    def models(self) -> int:
+        return len(self.weights)
+
+    def losses(self, params: Stack, buffers: Stack, rows: Tensor | slice) -> Float[Tensor, "k batch"]:
+        """ℓ_i of each model on the same rows."""
+        batch = self.examples.take(rows)
+        return self.objective.loss(stacking.outputs(self.module, params, buffers, batch.inputs), batch.targets)
+
+    def blocks(self) -> list[slice]:
+        """Rows in blocks that all K models can pass at once."""
+        first, buffers = stacking.unstack(self.params, 0), stacking.unstack(self.buffers, 0)
+        each = stacking.bytes_per_row(self.module, first, buffers, self.examples.inputs)
+        return stacking.blocks(len(self.examples), 4 * self.models * each)
+
+
+@dataclass(frozen=True)
+class Fit:
+    """K trained models, and how far they got: `history` has one row an epoch (or iteration) of the first model."""
+
+    params: Stack
+    buffers: Stack
+    gradient_norm: Float[Tensor, " k"]
+    history: list[dict[str, float]]
+    trajectory: Trajectory | None = None
+
+
+class Training(ABC):
+    """A way to train. Options only; `weight_decay` is λ, the coupled L2 term of the objective.
+
+    `records_trajectory` says whether the steps can be recorded for methods that follow them.
+    """
+
+    weight_decay: float
+    records_trajectory: ClassVar[bool] = False
+
+    @abstractmethod
+    def fit(self, task: Task) -> Fit:
+        """Train all K models of `task`.
+
+        Raises:
+            NumericalError: the loss or the gradient is no longer finite, or a convex method meets a problem that is not; the message
+                names the step and the knob to turn.
+        """
+
+    def shortened(self, epochs: int | None) -> Training:
+        """The same training with another number of epochs (null: as it is)."""
+        return self if epochs is None else replace(self, epochs=epochs)  # type: ignore[type-var]
+
+
+def summarise(task: Task, params: Stack, buffers: Stack, weight_decay: float) -> tuple[dict[str, float], Float[Tensor, " k"]]:
+    """Loss, accuracy and gradient norm of the full objective J of the first model; gradient norms of all K (over the trainable ones)."""
+    n = len(task.examples)
+    leaves = {name: value.detach().requires_grad_(name in task.trainable) for name, value in params.items()}
+    moving = [leaves[name] for name in task.trainable]
+    gradients = [weight_decay * leaf.detach() for leaf in moving]
+    loss, correct = 0.0, 0.0
+    for rows in task.blocks():
+        batch = task.examples.take(rows)
+        outputs = stacking.outputs(task.module, leaves, buffers, batch.inputs)
+        values = task.objective.loss(outputs, batch.targets)
+        weighted = (values * task.weights[:, rows]).sum() / n
+        for total, part in zip(gradients, torch.autograd.grad(weighted, moving), strict=True):
+            total += part
+        loss += (values[0].detach() * task.weights[0, rows]).sum().item() / n
+        if not batch.targets.is_floating_point():
+            correct += (outputs[0].argmax(-1) == batch.targets).sum().item() / n
+    norms = torch.stack([g.flatten(1).square().sum(1) for g in gradients]).sum(0).sqrt()
+    penalty = sum(0.5 * weight_decay * leaf[0].detach().square().sum().item() for leaf in moving)
+    accuracy = float("nan") if task.examples.targets.is_floating_point() else correct
+    row = {"loss": loss, "objective": loss + penalty, "accuracy": accuracy, "gradient_norm": norms[0].item()}
+    return row, norms
+
