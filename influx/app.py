@@ -7,9 +7,11 @@ import logging
 import os
 import re
 import sys
+import traceback
 from collections.abc import Iterator, Mapping
+from contextvars import ContextVar
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -17,12 +19,14 @@ from hydra.errors import ConfigCompositionException, HydraException, MissingConf
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 
 from influx import rules
 from influx.errors import InfluxError, nearest
 
 log = logging.getLogger("influx")
+
+_traceback_wanted: ContextVar[bool] = ContextVar("traceback_wanted", default=False)
 
 
 def conf_dir() -> Path:
@@ -44,13 +48,17 @@ def launch(command: str, arguments: list[str]) -> int:
     _refuse_shadowing(conf, _config_dir(arguments))
     wanted_full = bool(os.environ.get("HYDRA_FULL_ERROR"))
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises its errors instead of printing them, and they are shown here
+    _traceback_wanted.set(wanted_full)
     before, sys.argv = sys.argv, ["influx", *arguments]
     try:
         hydra.main(version_base="1.3", config_path=str(conf), config_name=command)(job)()
         return 0
+    except BrokenPipeError:  # the reader of our output has seen enough; nothing is left to flush at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except Exception as error:
         if wanted_full:
-            raise
+            traceback.print_exc()
         text, status = explain(error, command, arguments)
         print(f"influx: {text}", file=sys.stderr)
         return status
@@ -66,37 +74,51 @@ def launch(command: str, arguments: list[str]) -> int:
 def job(cfg: DictConfig) -> float | None:
     """One Hydra job. In a sweep an error is raised, so that the sweep notes it and goes on; a single run ends with one line."""
     settings = HydraConfig.get()
-    config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
-    choices = config.pop("choices", None) or {k: v for k, v in settings.runtime.choices.items() if "/" not in k and v}
     try:
+        config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
+        choices = config.pop("choices", None) or {k: v for k, v in settings.runtime.choices.items() if "/" not in k and v}
+        overrides = [word for word in settings.overrides.task if not word.startswith("++choices=")]
         rules.check_config(config)
+        rules.check_command(config)
         from influx.pipelines import run_command  # torch is imported from here on
 
-        return run_command(config, choices, Path(settings.runtime.output_dir), list(settings.overrides.task))
-    except InfluxError as error:
-        if settings.mode == RunMode.MULTIRUN:
+        return run_command(config, choices, Path(settings.runtime.output_dir), overrides)
+    except (InfluxError, OmegaConfBaseException) as error:
+        if settings.mode == RunMode.MULTIRUN or _traceback_wanted.get():
             raise
-        print(f"influx: {error}", file=sys.stderr)
-        raise SystemExit(2) from error
+        _stop(error)
+
+
+def _stop(error: Exception) -> NoReturn:
+    """End the process from inside Hydra, which would only warn of an exception, or add lines of its own to it."""
+    if _traceback_wanted.get():
+        traceback.print_exc()
+    print(f"influx: {str(error).strip().splitlines()[0]}", file=sys.stderr)
+    raise SystemExit(2) from error
 
 
 class Preflight(Callback):
     """Checks values before a run's folder is made. Hydra only warns of exceptions in a callback, hence the exit."""
 
     def on_run_start(self, config: DictConfig, **_: Any) -> None:
-        plain: dict[str, Any] = OmegaConf.to_container(config, resolve=False)  # type: ignore[assignment]
-        search = plain.pop("hydra")["searchpath"]
         try:
-            for place in search:
+            for place in config.hydra.searchpath:
                 _refuse_shadowing(conf_dir(), place.removeprefix("file://"))
-            rules.check_config({key: value for key, value in plain.items() if not _is_interpolation(value)})
+            settings = OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])
+            plain: dict[str, Any] = OmegaConf.to_container(settings, resolve=True)  # type: ignore[assignment]
+            rules.check_config(plain)
+            rules.check_command(plain)
+        except (InfluxError, InterpolationKeyError) as error:
+            _stop(error)
+        except OmegaConfBaseException:
+            log.debug("a value that is known only inside the job is checked there")
+
+    def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
+        try:
+            for place in config.hydra.searchpath:
+                _refuse_shadowing(conf_dir(), place.removeprefix("file://"))
         except InfluxError as error:
-            print(f"influx: {error}", file=sys.stderr)
-            raise SystemExit(2) from error
-
-
-def _is_interpolation(value: Any) -> bool:
-    return isinstance(value, str) and "${" in value
+            _stop(error)
 
 
 def rerun(arguments: list[str]) -> int:
@@ -105,17 +127,30 @@ def rerun(arguments: list[str]) -> int:
     Raises:
         InfluxError: the folder holds no run.
     """
-    if not arguments or "=" in arguments[0]:
+    if not arguments:
         raise InfluxError("rerun needs a run folder: influx rerun outputs/validate/runs/...")
+    if arguments[0] in ("-h", "--help"):
+        print("usage: influx rerun RUN_FOLDER [key=value ...]\n\nRepeats a run with its own configuration, not with today's defaults.")
+        return 0
     folder = Path(arguments[0]).resolve()
     record = folder / "run.json"
     if not record.is_file() or not (folder / ".hydra" / "config.yaml").is_file():
         raise InfluxError(f"{arguments[0]} is not a run folder: it has no run.json and .hydra/config.yaml.")
-    said = json.loads(record.read_text())
-    chosen = ",".join(f"{group}:{option}" for group, option in said["choices"].items())
-    run_dir = OmegaConf.to_container(OmegaConf.load(conf_dir() / "base.yaml"))["hydra"]["run"]["dir"]  # type: ignore[call-overload,index]
-    kept = [f"hydra.run.dir='{run_dir}'", f"hydra.job.name={said['command']}"]
-    return launch(said["command"], ["-cp", str(folder / ".hydra"), "-cn", "config", *kept, f"+choices={{{chosen}}}", *arguments[1:]])
+    try:
+        said = json.loads(record.read_text())
+        command, choices = said["command"], said["choices"]
+    except (ValueError, KeyError) as error:
+        raise InfluxError(f"{record} is damaged: it does not say what was run.") from error
+    chosen = ",".join(f"{group}:{option}" for group, option in choices.items())
+    again = [f"++choices={{{chosen}}}", *_own_hydra_settings()]
+    return launch(command, ["-cp", str(folder / ".hydra"), "-cn", "config", *arguments[1:], *again])
+
+
+def _own_hydra_settings() -> list[str]:
+    """The `hydra:` section of base.yaml as overrides: a saved configuration has lost it."""
+    section = OmegaConf.to_container(OmegaConf.load(conf_dir() / "base.yaml"))["hydra"]  # type: ignore[call-overload,index]
+    leaves = [(key, value) for key, value in _flat(section) if not isinstance(value, Mapping)]
+    return [f"++hydra.{key}='{value}'" for key, value in leaves if not key.startswith("help.")]
 
 
 def _config_dir(arguments: list[str]) -> str | None:
@@ -153,7 +188,9 @@ def explain(error: Exception, command: str, arguments: list[str]) -> tuple[str, 
         return f"cannot read '{error.override}': settings are key=value, without spaces around '='.", 2
     if isinstance(error, HydraException | OmegaConfBaseException):
         return _explain_configuration(error, command, arguments), 2
-    if isinstance(error, OSError):
+    if isinstance(error, ValueError) and "Config group override" in str(error):
+        return "a group=option setting needs the name of an option: influx COMMAND --help lists them.", 2
+    if isinstance(error, OSError) and error.filename is not None:
         return f"cannot write {error.filename} ({error.strerror}): choose another folder with hydra.run.dir=... or store.dir=...", 2
     return f"{type(error).__name__}: {error}\nThis is not your input's fault. HYDRA_FULL_ERROR=1 shows where it happened.", 1
 
@@ -185,12 +222,12 @@ def _known_keys(command: str, arguments: list[str]) -> set[str]:
             composed = hydra.compose(command, chosen)
         except (HydraException, OmegaConfBaseException):
             composed = hydra.compose(command)
-    return set(_flat(OmegaConf.to_container(composed))) | groups  # type: ignore[arg-type]
+    keys = {key for key, _ in _flat(OmegaConf.to_container(composed))}  # type: ignore[arg-type]
+    return {key for key in keys if not key.endswith("_target_")} | groups
 
 
-def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for name, value in config.items():
-        if name != "_target_":
-            yield f"{prefix}{name}"
+        yield f"{prefix}{name}", value
         if isinstance(value, Mapping):
             yield from _flat(value, f"{prefix}{name}.")

@@ -50,14 +50,13 @@ def main() -> int:
 
         print(f"influx {version('influx')}")
         return 0
-    if first in ("-sc", "--shell-completion", "--shell_completion"):
-        return _complete(arguments)
-    if first not in COMMANDS:
-        print(f"influx: {_unknown(first, arguments)}", file=sys.stderr)
-        return 2
-    from influx import app
-
     try:
+        if first in ("-sc", "--shell-completion", "--shell_completion"):
+            return _complete(arguments)
+        if first not in COMMANDS:
+            raise InfluxError(_unknown(first, arguments))
+        from influx import app
+
         return app.rerun(arguments[1:]) if first == "rerun" else app.launch(first, arguments[1:])
     except InfluxError as error:
         print(f"influx: {error}", file=sys.stderr)
@@ -79,6 +78,8 @@ def _complete(arguments: list[str]) -> int:
     """
     from influx import app
 
+    if not any("=" in word for word in arguments):
+        raise InfluxError("say which completion: influx -sc install=bash, install=zsh or install=fish.")
     line = os.environ.get("COMP_LINE", "")
     words = line.split()
     if not any(word.startswith("query=") for word in arguments):  # install or uninstall

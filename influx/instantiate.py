@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import typing
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
@@ -15,28 +16,29 @@ T = TypeVar("T")
 def build(node: Mapping[str, Any], family: Callable[..., T], group: str) -> T:
     """The object of `node`, a subclass of `family`; nested nodes with a `_target_` are built first.
 
-    Only classes can be named, and the outer one must belong to the family, so a configuration cannot run arbitrary functions.
+    Only classes can be named, and each must belong to its family before it is built (a nested one to the class that the argument is
+    annotated with), so a configuration cannot run arbitrary code.
 
     Raises:
         InfluxError: the class cannot be imported, is not of the family, or does not take a key; the message names the group.
     """
-    made = _construct(_find(node, group), node, group)
-    if not isinstance(made, family):  # type: ignore[arg-type]
-        raise InfluxError(f"{group}: {node['_target_']} is not a {family.__module__}.{family.__name__}; derive it from that class.")
-    return made
+    return _construct(_find(node, family, group), node, group)
 
 
-def _find(node: Mapping[str, Any], group: str) -> type:
+def _find(node: Mapping[str, Any], family: Any, group: str) -> type:
     path = node.get("_target_")
     if not isinstance(path, str) or "." not in path:
         raise InfluxError(f"{group}: the configuration has no _target_; name a class, for example _target_: mylab.MyClass.")
     module, _, name = path.rpartition(".")
     try:
         found = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, ValueError) as error:
         raise InfluxError(f"{group}: {path} cannot be imported ({error}). Is its folder on PYTHONPATH?") from error
     if not inspect.isclass(found) or inspect.isabstract(found):
         raise InfluxError(f"{group}: {path} is not a class that can be built.")
+    if not inspect.isclass(family) or not issubclass(found, family):
+        wanted = f"{family.__module__}.{family.__name__}" if inspect.isclass(family) else str(family)
+        raise InfluxError(f"{group}: {path} is not a {wanted}; derive it from that class.")
     return found
 
 
@@ -48,7 +50,8 @@ def _construct(cls: type, node: Mapping[str, Any], group: str) -> Any:
             raise InfluxError(f"{group}.{key}: {cls.__name__} has no such argument; it takes {', '.join(accepted)}.{nearest(key, accepted)}")
     for key, value in arguments.items():
         if isinstance(value, Mapping) and "_target_" in value:
-            arguments[key] = _construct(_find(value, f"{group}.{key}"), value, f"{group}.{key}")
+            family = typing.get_type_hints(cls.__init__).get(key)
+            arguments[key] = _construct(_find(value, family, f"{group}.{key}"), value, f"{group}.{key}")
     missing = [name for name, p in accepted.items() if p.default is p.empty and p.kind is not p.VAR_KEYWORD and name not in arguments]
     if missing:
         raise InfluxError(f"{group}: {cls.__name__} also needs {', '.join(missing)}.")

@@ -20,6 +20,7 @@ from torch import Tensor
 from influx import rules, stacking
 from influx.errors import InfluxError
 from influx.experiment import Experiment, Trained
+from influx.instantiate import describe
 from influx.progress import progress
 from influx.seeding import numpy_generator
 from influx.store import Store
@@ -102,11 +103,14 @@ class Retraining:
         """Refuse what cannot be retrained, before anything is trained.
 
         Raises:
-            InfluxError: more removals than training examples, an index outside the training part, or epochs for a training without.
+            InfluxError: more removals than training examples, an empty index or one outside the training part, or epochs for a
+                training without.
         """
         n = len(train_index)
         if self.index is None and isinstance(self.removed, int) and self.removed > n:
             raise InfluxError(f"retraining.removed={self.removed} is more than the {n} training examples; use a smaller number, or all.")
+        if self.index is not None and not self.index:
+            raise InfluxError("retraining.index is empty: list at least one position, or set it to null.")
         strangers = sorted(set(self.index or ()) - set(train_index.tolist()))
         if strangers:
             raise InfluxError(f"retraining.index: {strangers[0]} is not in the training part (run.json and influence.npz list train_index).")
@@ -207,7 +211,7 @@ class Retraining:
         """Everything that determines one stack's measurements."""
         return experiment.key(
             seed,
-            measurement=type(experiment.measurement).__qualname__,
+            measurement=describe(experiment.measurement),
             rows=rows.tolist(),
             start=self.start,
             trainable=self.trainable,

@@ -70,6 +70,7 @@ TEXT = Rule("a text", lambda v: isinstance(v, str) and v != "")
 INDEX = list_of(whole(0)).or_null()
 
 RULES: dict[str, Rule] = {
+    "command": choice("train", "estimate", "validate"),
     "seed": whole(0),
     "dtype": choice("float32", "float64"),
     "device": choice("auto", "cpu", "cuda"),
@@ -152,6 +153,24 @@ def check_config(config: Mapping[str, Any], prefix: str = "") -> None:
             check_config(value, f"{key}.")
         else:
             check_value(key, value)
+
+
+GROUPS = ("store", "dataset", "model", "training", "objective", "measurement", "method", "retraining")
+SHARED = ("seed", "dtype", "device", "threads", *GROUPS[:6])
+NEEDED = {
+    "train": SHARED,
+    "estimate": (*SHARED, "method", "top_k"),
+    "validate": (*SHARED, "method", "top_k", "retraining", "loo", "resamples"),
+}
+
+
+def check_command(config: Mapping[str, Any]) -> None:
+    """Raise `InfluxError` when a setting that the command reads was deleted, or a group's settings were replaced by a word."""
+    for key in NEEDED[config.get("command", "validate")]:
+        if key not in config:
+            raise InfluxError(f"the configuration has no '{key}', and influx {config['command']} needs it: leave out ~{key}.")
+        if key in GROUPS and not isinstance(config[key], Mapping):
+            raise InfluxError(f"{key}={config[key]} is not possible here: change single settings ({key}.<name>=...), or start a new run.")
 
 
 def check_fields(group: str, instance: Any) -> None:

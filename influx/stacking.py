@@ -14,7 +14,7 @@ from torch.func import functional_call
 
 Stack = dict[str, Tensor]
 
-BLOCK_BYTES = 256 * 2**20  # aim for the temporaries of one block of rows, vectors or models
+BLOCK_BYTES = 64 * 2**20  # aim for the temporaries of one block of rows, vectors or models
 ELEMENTWISE = (nn.ReLU, nn.Tanh, nn.SELU, nn.GELU, nn.SiLU, nn.Sigmoid, nn.Identity)
 
 

@@ -78,7 +78,7 @@ def compare(
       estimate itself, in the measurement's unit.
 
     `ci_low, ci_high` come from `resamples` resamples, the same for every statistic and fixed by `seed`. When that is too much
-    arithmetic (`RANK_BUDGET`, `KENDALL_BUDGET`; for Kendall more than 1,400 × 100), as many of the first ones as fit are used;
+    arithmetic (`RANK_BUDGET`, `KENDALL_BUDGET`; for Kendall beyond about 1,100 × 100), as many of the first ones as fit are used;
     NaN when fewer than 50 fit, or when fewer than 3 examples were removed. `noise_ceiling` is NaN with one seed and for what is
     not a correlation.
 
@@ -201,8 +201,7 @@ def _tau_b(x: Float[np.ndarray, " n_removed"], y: Float[np.ndarray, " n_removed"
 
 def _standardised(values: Float[np.ndarray, "n_removed ..."], *, ranks: bool) -> Float[np.ndarray, "n_removed ..."]:
     """Values, or their mid-ranks, less their mean and divided by their norm over removed examples; NaN where all are the same."""
-    if ranks:
-        values = scipy.stats.rankdata(values, axis=0)
+    values = scipy.stats.rankdata(values, axis=0) if ranks else np.asarray(values, dtype=float)
     same = values.max(axis=0) == values.min(axis=0)
     deviation = values - values.mean(axis=0)
     deviation = deviation / np.where(same, np.nan, np.abs(deviation).max(axis=0))  # squares cannot over- or underflow

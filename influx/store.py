@@ -35,6 +35,19 @@ class Store:
 
     root: Path | None
 
+    def check(self) -> None:
+        """Raise `InfluxError` before any work when nothing could be saved after it."""
+        if self.root is None:
+            return
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.root):
+                pass
+        except OSError as error:
+            raise InfluxError(
+                f"store.dir={self.root} cannot be written ({error.strerror}): choose another place, or null to keep nothing."
+            ) from error
+
     def path(self, kind: str, key: Key) -> Path | None:
         if self.root is None:
             return None

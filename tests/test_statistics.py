@@ -51,6 +51,12 @@ def test_correlations_are_scipys(ties):
         assert table.value[f"{kind}_pooled"] == pytest.approx(expected, abs=1e-12)
 
 
+def test_float32_is_computed_in_float64():
+    estimate, change = (values.astype(np.float32) for values in study())
+    found = per_test_correlation(estimate, change[..., 0], "pearson").mean()
+    assert found == pytest.approx(mean_over_columns(scipy.stats.pearsonr, estimate.astype(float), change[..., 0].astype(float)), abs=1e-12)
+
+
 def test_scale_is_judged_only_when_calibrated():
     estimate, change = study()
     truth = change[..., 0]
@@ -59,9 +65,7 @@ def test_scale_is_judged_only_when_calibrated():
     assert table.value["rmse"] == pytest.approx(np.sqrt(np.mean((truth - estimate) ** 2)), rel=1e-12)
     uncalibrated = compare(estimate, change, calibrated=False, resamples=10)
     assert list(uncalibrated.statistic) == list(table.index[:-2])
-    assert list(uncalibrated.columns) == (
-        "statistic value ci_low ci_high noise_ceiling n_removed n_test n_seeds n_undefined".split()  # the stable interface
-    )
+    assert " ".join(uncalibrated.columns) == "statistic value ci_low ci_high noise_ceiling n_removed n_test n_seeds n_undefined"
 
 
 def test_sign_agreement_counts_a_lone_zero_as_disagreement():
@@ -261,9 +265,9 @@ def test_a_large_study_gets_fewer_resamples_then_none(monkeypatch):
 @pytest.mark.parametrize("n_seeds", [2, 5])
 def test_ceiling_is_what_the_noiseless_truth_reaches(noise, n_seeds):
     rng = np.random.default_rng(n_seeds)
-    signal = rng.normal(size=(300, 40))
+    signal = rng.normal(size=(600, 40))
     change = signal[..., None] + noise * rng.normal(size=(*signal.shape, n_seeds))
-    assert reliability(change, "pearson") == pytest.approx(1 / (1 + noise**2 / n_seeds), abs=0.02)
+    assert reliability(change, "pearson") == pytest.approx(1 / (1 + noise**2 / n_seeds), abs=0.03)
     table = rows(compare(signal, change, calibrated=True, resamples=10))
     for kind in (*SCIPY, "pearson_pooled", "spearman_pooled"):
         assert table.noise_ceiling[kind] == pytest.approx(table.value[kind], abs=0.02), kind

@@ -23,7 +23,9 @@ def run_command(config: Mapping[str, Any], choices: Mapping[str, str], path: Pat
     folder.start(config["command"], config, overrides)
     folder.record["choices"] = dict(choices)
     try:
-        store = Store(Path(config["store"]["dir"]) if config["store"]["dir"] else None)
+        place = config["store"].get("dir")
+        store = Store(Path(place) if place else None)
+        store.check()
         session = open_session(config, choices, folder, store)
         result = _dispatch(session)
         folder.record["status"] = "finished"

@@ -14,7 +14,7 @@ from influx.errors import InfluxError, NumericalError
 from influx.estimators import Estimate, Estimator
 from influx.experiment import Trained
 from influx.instantiate import build
-from influx.pipelines.exhibits import SHOWN, gallery, top_table
+from influx.pipelines.exhibits import SHOWN_IMAGES, SHOWN_ROWS, gallery, top_table
 from influx.pipelines.session import Session
 from influx.pipelines.train import train
 from influx.report.gallery import save_gallery
@@ -82,7 +82,8 @@ def _solved(made: Estimate) -> str:
 def _write_top(session: Session, influence: Float[np.ndarray, "n_train n_test"], whole_set: bool) -> None:
     data, k, folder = session.experiment.data, session.config["top_k"], session.folder
     folder.csv("top_influences.csv", top_table(data, influence, k, whole_set))
-    shown = np.sort(np.argsort(-np.abs(influence).max(0), kind="stable")[:SHOWN])  # where influence is largest
+    count = SHOWN_IMAGES if data.is_image else SHOWN_ROWS
+    shown = np.sort(np.argsort(-np.abs(influence).max(0), kind="stable")[:count])  # where influence is largest
     save_gallery(gallery(data, influence, k, shown.tolist(), whole_set), folder.path / "top_influences.png")
 
 

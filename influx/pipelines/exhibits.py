@@ -10,7 +10,7 @@ from torch import Tensor
 from influx.datasets import Data
 from influx.report.gallery import Exhibit, GalleryRow
 
-SHOWN = 6  # test examples in the picture; the table has all of them
+SHOWN_IMAGES, SHOWN_ROWS = 6, 3  # test examples in the picture; the table has all of them
 
 
 def label(data: Data, target: Tensor) -> str:

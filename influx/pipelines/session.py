@@ -24,6 +24,7 @@ from influx.training import Training
 log = logging.getLogger("influx")
 
 LARGE_MODEL = 100_000  # parameters from which one batch's products fill several threads
+ALL_CORES = torch.get_num_threads()  # read once: a sweep's earlier job may have asked for fewer
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,6 @@ def _device(wanted: str) -> torch.device:
 
 def _set_threads(wanted: int | str, size: int, convolutional: bool) -> int:
     if wanted == "auto":
-        wanted = torch.get_num_threads() if size >= LARGE_MODEL or convolutional else 1
+        wanted = ALL_CORES if size >= LARGE_MODEL or convolutional else 1
     torch.set_num_threads(int(wanted))
     return int(wanted)

@@ -150,7 +150,7 @@ def draw_pairs(pairs: pd.DataFrame, ax: Axes, *, unit: str, calibrated: bool) ->
         notes.append("dashed: actual = predicted")
     outside = int(np.sum((x < x_limits[0]) | (x > x_limits[1]) | (y < y_limits[0]) | (y > y_limits[1])))
     if outside:
-        notes.append(f"{outside:,} pairs outside the frame")
+        notes.append(f"{outside:,} of {len(pairs):,} pairs outside")
     ax.set_xlim(*x_limits)
     ax.set_ylim(*y_limits)
     ax.set_xlabel("\n".join((f"predicted change ({unit if calibrated else 'arbitrary unit'})", "; ".join(notes))).strip())
@@ -162,7 +162,7 @@ def draw_per_test(per_test: pd.DataFrame, correlations: pd.DataFrame, ax: Axes) 
     headline = _rows(correlations)["spearman"]
     known = per_test[np.isfinite(per_test["spearman"])]
     values = known["spearman"].to_numpy(float)
-    ax.set_xlim(min(-0.05, *values - 0.08), 1.05)
+    ax.set_xlim(min([-0.05, *(values - 0.08)]), 1.05)
     if len(per_test) <= STRIP:
         ax.plot(values, np.arange(len(known)), "o", color=BLUE, markersize=4)
         ax.set_yticks(np.arange(len(known)), [str(i) for i in known["test_index"]])
@@ -203,7 +203,7 @@ def _pairs_caption(correlations: pd.DataFrame) -> str:
     rows = _rows(correlations)
     sizes = rows["spearman"]
     names = {"pearson_pooled": "Pearson", "spearman_pooled": "Spearman", "slope": "slope"}
-    said = [f"{said} {significant(rows[name].value)} {interval(rows[name])}" for name, said in names.items() if name in rows]
+    said = [f"{said} {significant(rows[name].value) or 'undefined'} {interval(rows[name])}" for name, said in names.items() if name in rows]
     pairs = f"{sizes.n_removed * sizes.n_test:,} pairs ({sizes.n_removed:,} removed × {sizes.n_test:,} test)"
     return "\n".join((pairs, ", ".join(said[:2]), *said[2:]))
 

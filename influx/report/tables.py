@@ -27,7 +27,7 @@ def to_markdown(table: pd.DataFrame) -> str:
     """A GitHub table, numbers to three significant digits and right-aligned, nothing in place of NaN; ends with a newline."""
     numeric = [pd.api.types.is_numeric_dtype(dtype) and not pd.api.types.is_bool_dtype(dtype) for dtype in table.dtypes]
     rows = [
-        [str(name) for name in table.columns],
+        [_cell(name) for name in table.columns],
         ["---:" if right else "---" for right in numeric],
         *([_cell(value) for value in row] for row in table.itertuples(index=False)),
     ]

@@ -15,7 +15,7 @@ from torch import Tensor
 from influx import rules
 from influx.curvature import Curvature
 from influx.errors import NumericalError, warn_accuracy
-from influx.solvers.base import Solution, Solver, relative_residual
+from influx.solvers.base import Solution, Solver
 
 
 @dataclass(frozen=True)
@@ -37,23 +37,21 @@ class ConjugateGradient(Solver):
         tolerance = max(self.tolerance, 100 * torch.finfo(rhs.dtype).eps)
         norms = rhs.norm(dim=0)
         scaled = rhs / torch.where(norms > 0, norms, 1.0)
-        x = torch.zeros_like(rhs)
+        x, residual = torch.zeros_like(rhs), scaled
         iterations, smallest = 0, float("inf")
         # 2. The residual recursion drifts from the true residual; the search starts afresh from the true one until they agree.
-        while iterations < self.max_iterations:
-            residual = scaled - curvature.matmat(x)
-            if residual.norm(dim=0).max().item() <= tolerance:
-                break
+        while residual.norm(dim=0).max().item() > tolerance and iterations < self.max_iterations:
             step, used, ritz = _search(curvature, residual, tolerance, self.max_iterations - iterations)
             x += step
             iterations += used
             smallest = min(smallest, ritz)
-        residuals = relative_residual(curvature, x, scaled)
+            residual = scaled - curvature.matmat(x)
+        residuals = residual.norm(dim=0)
         converged = residuals <= tolerance
         if not bool(converged.all()):
             warn_accuracy(
-                f"cg stopped after {iterations} steps with a largest relative residual of {residuals.max().item():.1e} (wanted {tolerance:.0e}): "
-                "raise method.solver.max_iterations or method.damping."
+                f"cg stopped after {iterations} steps with a largest relative residual of {residuals.max().item():.1e} "
+                f"(wanted {tolerance:.0e}): raise method.solver.max_iterations or method.damping."
             )
         counts = torch.full((rhs.shape[1],), iterations)
         return Solution(x * norms, counts, residuals, converged, curvature.shift, smallest)
@@ -74,8 +72,8 @@ def _search(
         ritz = torch.linalg.eigvalsh(gram)[0].item()
         if ritz <= 0:
             raise NumericalError(
-                f"cg met negative curvature: the {curvature.kind} with method.damping={curvature.damping:g} has an eigenvalue of at most {ritz:.2e}. "
-                f"Use method.curvature=ggn, or method.damping above {curvature.damping - ritz:.2g}, or method=exact, which copes."
+                f"cg met negative curvature: the {curvature.kind} with method.damping={curvature.damping:g} has an eigenvalue "
+                f"of at most {ritz:.2e}. Use method.curvature=ggn, or method.damping above {curvature.damping - ritz:.2g}, or method=exact, which copes."
             )
         smallest, used = min(smallest, ritz), used + 1
         factor = torch.linalg.cholesky(gram)

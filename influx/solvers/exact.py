@@ -45,8 +45,9 @@ class Exact(Solver):
             x = torch.cholesky_solve(rhs, torch.linalg.cholesky(matrix))
         else:
             warn_accuracy(
-                f"the {curvature.kind} is not positive definite (smallest eigenvalue {smallest:.2e} with method.damping={curvature.damping:g}): "
-                f"the estimate describes a saddle. method.curvature=ggn, or method.damping above {curvature.damping - smallest:.2g}, avoids this."
+                f"the {curvature.kind} is not positive definite (smallest eigenvalue {smallest:.2e} with "
+                f"method.damping={curvature.damping:g}): the estimate describes a saddle. method.curvature=ggn, or method.damping above "
+                f"{curvature.damping - smallest:.2g}, avoids this."
             )
             x = torch.linalg.solve(matrix, rhs)
         residual = relative_residual(curvature, x, rhs)

@@ -16,7 +16,7 @@ from influx.seeding import torch_generator
 from influx.solvers.base import Solution, Solver, relative_residual
 
 RESIDUAL = 0.05  # relative; above it the solve is reported as not converged
-AUTO_BUDGET = 2e9  # multiply-adds of one step at batch_size=auto: rows x parameters x right-hand sides
+AUTO_BUDGET = 2e7  # multiply-adds of one step at batch_size=auto: rows x parameters x right-hand sides
 CHECK_EVERY = 50  # steps between two looks for divergence
 
 
@@ -28,7 +28,7 @@ class Lissa(Solver):
         depth: T, the number of steps.
         scale: σ, an upper bound of the largest eigenvalue of every A_t; "auto" measures it by power iteration.
         repeats: independent runs that are averaged.
-        batch_size: training examples a step, drawn with replacement; "auto" takes as many as keep a step near 2e9 multiply-adds, and
+        batch_size: training examples a step, drawn with replacement; "auto" takes as many as keep a step near 2e7 multiply-adds, and
             never fewer than 32. All n_train of them (then without drawing) make the series deterministic.
 
     Truncation after T steps acts like an additional damping of about σ/T (`effective_damping` = λ + δ + σ/T), so T of several σ/(λ + δ)
@@ -59,8 +59,8 @@ class Lissa(Solver):
         converged = residual <= RESIDUAL
         if not bool(converged.all()):
             warn_accuracy(
-                f"lissa left a relative residual of {residual.median().item():.2g} (median; largest {residual.max().item():.2g}) after {self.depth} "
-                f"steps of 1/{scale:.3g}: raise method.solver.depth (now {self.depth}; {5 * scale / max(curvature.shift, 1e-12):.0f} would be "
+                f"lissa left a relative residual of {residual.median().item():.2g} (median; largest {residual.max().item():.2g}) after "
+                f"{self.depth} steps of 1/{scale:.3g}: raise method.solver.depth ({5 * scale / max(curvature.shift, 1e-12):.0f} would be "
                 "5 scale/(λ + damping)), method.damping, or method.solver.batch_size."
             )
         steps = torch.full((rhs.shape[1],), self.depth * self.repeats)

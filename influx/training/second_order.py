@@ -26,7 +26,7 @@ from influx.training.base import Fit, Task, Training, summarise
 MEMORY = 10  # pairs of the quasi-Newton history
 LARGEST = 10_000  # parameters of a dense Newton Hessian: 0.8 GB in float64
 BACKTRACKS = 30
-STALLED = 8  # iterations without a smaller gradient: the number type's limit
+STALLED = 8  # iterations without a smaller objective or gradient: the number type's limit
 
 Solve = Callable[[Float[Tensor, "k p"]], Float[Tensor, "k p"]]
 
@@ -213,11 +213,11 @@ def _minimise(
             active, point, value, gradient, best, stalled = (t[going] for t in (active, point, value, gradient, best, stalled))
             history = deque(((s[going], y[going]) for s, y in history), maxlen=MEMORY)
         direction = _direction(gradient, history, inverse)
-        moved, value, new_gradient = _line_search(objective, active, point, value, gradient, direction)
+        moved, new_value, new_gradient = _line_search(objective, active, point, value, gradient, direction)
         history.append((moved - point, new_gradient - gradient))
-        point, gradient = moved, new_gradient
-        norms = gradient.norm(dim=1)
-        stalled = torch.where(norms < 0.9 * best, 0.0, stalled + 1)
+        norms, fell = new_gradient.norm(dim=1), value - new_value > _rounding(value)
+        point, value, gradient = moved, new_value, new_gradient
+        stalled = torch.where(fell | (norms < 0.9 * best), 0.0, stalled + 1)  # a network's gradient may grow while its objective falls
         best = torch.minimum(best, norms)
         if watch is not None:
             watch(point)
@@ -253,6 +253,11 @@ def _scaled(q: Float[Tensor, "k p"], history: deque[tuple[Tensor, Tensor]]) -> F
     return gamma.unsqueeze(1) * q
 
 
+def _rounding(value: Float[Tensor, " k"]) -> Float[Tensor, " k"]:
+    """How far two evaluations of the objective may differ by rounding alone."""
+    return 20 * torch.finfo(value.dtype).eps * value.abs()
+
+
 def _line_search(
     objective: Flat, active: Tensor, point: Tensor, value: Float[Tensor, " k"], gradient: Tensor, direction: Tensor
 ) -> tuple[Float[Tensor, "k p"], Float[Tensor, " k"], Float[Tensor, "k p"]]:
@@ -262,7 +267,7 @@ def _line_search(
         NumericalError: the objective is not finite at the current point.
     """
     slope = (gradient * direction).sum(1)
-    slack = 20 * torch.finfo(value.dtype).eps * value.abs()
+    slack = _rounding(value)
     size = torch.ones_like(value)
     waiting: Bool[Tensor, " k"] = torch.ones_like(value, dtype=torch.bool)
     moved, new_value, new_gradient = point.clone(), value.clone(), gradient.clone()
