@@ -104,7 +104,7 @@ class Preflight(Callback):
         try:
             for place in config.hydra.searchpath:
                 _refuse_shadowing(conf_dir(), place.removeprefix("file://"))
-            settings = OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])
+            settings = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
             plain: dict[str, Any] = OmegaConf.to_container(settings, resolve=True)  # type: ignore[assignment]
             rules.check_config(plain)
             rules.check_command(plain)
@@ -148,8 +148,8 @@ def rerun(arguments: list[str]) -> int:
 
 def _own_hydra_settings() -> list[str]:
     """The `hydra:` section of base.yaml as overrides: a saved configuration has lost it."""
-    section = OmegaConf.to_container(OmegaConf.load(conf_dir() / "base.yaml"))["hydra"]  # type: ignore[call-overload,index]
-    leaves = [(key, value) for key, value in _flat(section) if not isinstance(value, Mapping)]
+    base: dict[str, Any] = OmegaConf.to_container(OmegaConf.load(conf_dir() / "base.yaml"))  # type: ignore[assignment]
+    leaves = [(key, value) for key, value in _flat(base["hydra"]) if not isinstance(value, Mapping)]
     return [f"++hydra.{key}='{value}'" for key, value in leaves if not key.startswith("help.")]
 
 

@@ -12,14 +12,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.func import grad, jvp, vjp, vmap
 
+from influx.layered import chain, fits
 from influx.problem import Examples, Problem
 from influx.stacking import blocks
+
+Product = Callable[[Tensor], Tensor]  # [p, m] -> [p, m]
 
 
 @dataclass(frozen=True)
@@ -50,24 +54,45 @@ class Curvature:
 
         Cost: about three (GGN) or four (Hessian) forward-backward passes over the rows for each vector.
         """
-        problem = self.problem
-        examples = problem.train if rows is None else problem.train.take(rows)
+        examples = self.problem.train if rows is None else self.problem.train.take(rows)
+        products = self._full if rows is None else self._linearise(examples)
         result = self.shift * vectors
-        cost = 12 * problem.bytes_per_row  # bytes of temporaries for one row and one vector
-        for block in blocks(len(examples), cost):
-            part = examples.take(block)
-            product = vmap(self._product(part), in_dims=1, out_dims=1)
-            for columns in blocks(vectors.shape[1], cost * len(part)):
+        for size, product in products:
+            for columns in blocks(vectors.shape[1], 12 * size * self.problem.bytes_per_row):
                 result[:, columns] += product(vectors[:, columns]) / len(examples)
         return result
 
+    @cached_property
+    def _full(self) -> list[tuple[int, Product]]:
+        return self._linearise(self.problem.train)
+
+    def _linearise(self, examples: Examples) -> list[tuple[int, Product]]:
+        """Blocks of rows, each with its size and V ↦ (Σ_rows C_i) V."""
+        cut = blocks(len(examples), 12 * self.problem.bytes_per_row)
+        make = self._layered if fits(self.problem.module) else self._traced
+        return [(rows.stop - rows.start, make(examples.take(rows))) for rows in cut]
+
     def dense(self) -> Float[Tensor, "p p"]:
         """The whole matrix, symmetrised: P products. Memory: P² numbers."""
-        matrix = self.matmat(torch.eye(self.size, dtype=self.problem.theta.dtype, device=self.problem.theta.device))
+        matrix = self.matmat(torch.eye(self.size, dtype=self.problem.theta.dtype, device=self.problem.theta.device).T)
         return 0.5 * (matrix + matrix.T)
 
-    def _product(self, examples: Examples) -> Callable[[Float[Tensor, " p"]], Float[Tensor, " p"]]:
-        """v ↦ (Σ_i C_i) v over `examples`, without the shift."""
+    def _layered(self, examples: Examples) -> Product:
+        """For plain chains of layers: hand-written, one matrix product a layer for all vectors."""
+        problem, hessian = self.problem, self.kind == "hessian"
+        linearised = chain(problem.module, problem.params, examples.inputs, examples.targets, problem.objective)
+        shapes = {name: problem.params[name].shape for name in problem.selected}
+
+        def product(vectors: Float[Tensor, "p m"]) -> Float[Tensor, "p m"]:
+            parts = vectors.T.split([shape.numel() for shape in shapes.values()], dim=1)
+            named = {name: part.reshape(-1, *shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}
+            curved = linearised.product(named, hessian)
+            return torch.cat([curved[name].flatten(1) for name in shapes], dim=1).T
+
+        return product
+
+    def _traced(self, examples: Examples) -> Product:
+        """For any module: forward-over-reverse products through torch.func, vectorised over the vectors."""
         problem, theta = self.problem, self.problem.theta
 
         def total(t: Tensor) -> Tensor:
@@ -80,7 +105,7 @@ class Curvature:
             return problem.objective.loss(outputs, examples.targets).sum()
 
         if self.kind == "hessian":
-            return lambda v: jvp(grad(total), (theta,), (v,))[1]
+            return vmap(lambda v: jvp(grad(total), (theta,), (v,))[1], in_dims=1, out_dims=1)
 
         _, pull_back = vjp(forward, theta)
 
@@ -89,4 +114,4 @@ class Curvature:
             curved = jvp(grad(loss_of_outputs), (outputs,), (tangent,))[1]
             return pull_back(curved)[0]
 
-        return gauss_newton
+        return vmap(gauss_newton, in_dims=1, out_dims=1)

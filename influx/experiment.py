@@ -27,7 +27,7 @@ from influx.store import Store
 from influx.training import Fit, Task, Training
 from influx.trajectory import Trajectory
 
-ENGINE_VERSION = 1  # raised by hand when the same key would no longer give the same numbers
+ENGINE_VERSION = 2  # raised by hand when the same key would no longer give the same numbers
 
 HISTORY = ("epoch", "loss", "objective", "accuracy", "gradient_norm")  # columns of a training's record
 

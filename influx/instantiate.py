@@ -22,10 +22,10 @@ def build(node: Mapping[str, Any], family: Callable[..., T], group: str) -> T:
     Raises:
         InfluxError: the class cannot be imported, is not of the family, or does not take a key; the message names the group.
     """
-    return _construct(_find(node, family, group), node, group)
+    return _construct(_find(node, family, group), node, group)  # type: ignore[arg-type]
 
 
-def _find(node: Mapping[str, Any], family: Any, group: str) -> type:
+def _find(node: Mapping[str, Any], family: type, group: str) -> type:
     path = node.get("_target_")
     if not isinstance(path, str) or "." not in path:
         raise InfluxError(f"{group}: the configuration has no _target_; name a class, for example _target_: mylab.MyClass.")
@@ -36,9 +36,8 @@ def _find(node: Mapping[str, Any], family: Any, group: str) -> type:
         raise InfluxError(f"{group}: {path} cannot be imported ({error}). Is its folder on PYTHONPATH?") from error
     if not inspect.isclass(found) or inspect.isabstract(found):
         raise InfluxError(f"{group}: {path} is not a class that can be built.")
-    if not inspect.isclass(family) or not issubclass(found, family):
-        wanted = f"{family.__module__}.{family.__name__}" if inspect.isclass(family) else str(family)
-        raise InfluxError(f"{group}: {path} is not a {wanted}; derive it from that class.")
+    if not issubclass(found, family):
+        raise InfluxError(f"{group}: {path} is not a kind of {family.__module__}.{family.__name__}; derive it from that class.")
     return found
 
 
@@ -47,15 +46,24 @@ def _construct(cls: type, node: Mapping[str, Any], group: str) -> Any:
     accepted = inspect.signature(cls).parameters
     for key in arguments:
         if key not in accepted:
-            raise InfluxError(f"{group}.{key}: {cls.__name__} has no such argument; it takes {', '.join(accepted)}.{nearest(key, accepted)}")
+            takes = ", ".join(accepted) or "none"
+            raise InfluxError(f"{group}.{key}: {cls.__name__} has no such argument; it takes {takes}.{nearest(key, accepted)}")
     for key, value in arguments.items():
         if isinstance(value, Mapping) and "_target_" in value:
-            family = typing.get_type_hints(cls.__init__).get(key)
-            arguments[key] = _construct(_find(value, family, f"{group}.{key}"), value, f"{group}.{key}")
+            found = _find(value, _annotated(cls, key, group), f"{group}.{key}")
+            arguments[key] = _construct(found, value, f"{group}.{key}")
     missing = [name for name, p in accepted.items() if p.default is p.empty and p.kind is not p.VAR_KEYWORD and name not in arguments]
     if missing:
         raise InfluxError(f"{group}: {cls.__name__} also needs {', '.join(missing)}.")
     return cls(**arguments)
+
+
+def _annotated(cls: type, argument: str, group: str) -> type:
+    """The class that an argument is annotated with."""
+    hint = typing.get_type_hints(cls.__init__).get(argument)  # type: ignore[misc]
+    if not inspect.isclass(hint):
+        raise InfluxError(f"{group}.{argument}: {cls.__name__} annotates it with no class, so no _target_ can be built for it.")
+    return hint
 
 
 def describe(instance: Any) -> dict[str, Any]:

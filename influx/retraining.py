@@ -103,10 +103,12 @@ class Retraining:
         """Refuse what cannot be retrained, before anything is trained.
 
         Raises:
-            InfluxError: more removals than training examples, an empty index or one outside the training part, or epochs for a
-                training without.
+            InfluxError: fewer than two training examples, more removals than there are, an index that is empty or outside the training
+                part, or epochs for a training without.
         """
         n = len(train_index)
+        if n < 2:
+            raise InfluxError("leaving one training example out of 1 leaves none: raise dataset.train_size.")
         if self.index is None and isinstance(self.removed, int) and self.removed > n:
             raise InfluxError(f"retraining.removed={self.removed} is more than the {n} training examples; use a smaller number, or all.")
         if self.index is not None and not self.index:

@@ -105,10 +105,8 @@ def data(name: str) -> Data:
     total, width = tiny.n + N_TEST, int(np.prod(tiny.shape))
     inputs = rng.normal(size=(total, *tiny.shape))
     scores = inputs.reshape(total, width) @ rng.normal(size=(width, tiny.classes or 1)) / np.sqrt(width) * 2
-    if tiny.classes is None:
-        targets = scores[:, 0] + 0.5 * rng.normal(size=total)
-    else:
-        targets = (scores + rng.gumbel(size=scores.shape)).argmax(1)
+    noise = rng.gumbel(size=scores.shape) if tiny.classes else 0.5 * rng.normal(size=scores.shape)
+    targets = (scores + noise).argmax(1) if tiny.classes else (scores + noise)[:, 0]
     return data_of(inputs, targets, tiny.n, tiny.classes)
 
 

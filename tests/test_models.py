@@ -23,6 +23,7 @@ from influx.models.mlp import Mlp
 from influx.models.resnet18 import ResNet18
 from influx.models.vgg import Vgg
 
+SMALL = Shape((1, 8, 8), 10, "classification")
 TABULAR = Shape((13,), 3, "classification")
 REGRESSION = Shape((13,), 1, "regression")
 GREY = Shape((1, 28, 28), 10, "classification")
@@ -180,7 +181,7 @@ class User(Model):
         (AllConv(), TABULAR, r"model=all_conv needs images; .*model=mlp, or an image data set"),
         (ResNet18(), TABULAR, r"model=resnet18 needs images"),
         (Vgg(), TABULAR, r"model=vgg needs images"),
-        (LeNet(), Shape((1, 8, 8), 10, "classification"), r"model=lenet needs images of at least 14x14 pixels; these are 8x8\. Use model=mlp"),
+        (LeNet(), SMALL, r"model=lenet needs images of at least 14x14 pixels; these are 8x8\. Use model=mlp"),
         (AllConv(), Shape((1, 3, 9), 10, "classification"), r"model=all_conv needs images of at least 4x4 pixels; these are 3x9"),
         (ResNet18(), Shape((3, 7, 7), 10, "classification"), r"at least 8x8"),
         (Vgg(), GREY, r"model=vgg needs images of at least 32x32 pixels; these are 28x28"),

@@ -47,7 +47,7 @@ class InverseCurvature(Estimator):
     def estimate(self, problem: Problem, trajectory: Trajectory | None, seed: int) -> Estimate:
         problem = problem.select(self.params)
         curvature = Curvature(problem, self.curvature, self.damping)
-        solution = self.solver.solve(curvature, problem.test_gradients().T.contiguous(), seed)
+        solution = self.solver.solve(curvature, problem.test_gradients().T, seed)
         influence = torch.empty(problem.n_train, problem.n_test, dtype=problem.theta.dtype, device=problem.theta.device)
         for rows, gradients in problem.train_gradients():
             torch.matmul(gradients, solution.x, out=influence[rows])

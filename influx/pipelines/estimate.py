@@ -92,4 +92,5 @@ def write_diagnostics(session: Session, made: Estimate, test_index: Int[np.ndarr
     solves = [{"kind": "solve", "name": "iHVP", "test_index": t, **row} for t, row in zip(test_index, made.solves, strict=False)]
     stages = [{"kind": "stage", "name": name, "seconds": s} for name, s in session.folder.record["stage_seconds"].items()]
     columns = ["kind", "name", "test_index", *SOLVE_COLUMNS, "seconds"]
-    session.folder.csv("diagnostics.csv", pd.DataFrame([*solves, *stages], columns=columns))
+    table = pd.DataFrame([*solves, *stages], columns=columns).astype({"test_index": "Int64", "iterations": "Int64"})  # empty for stages
+    session.folder.csv("diagnostics.csv", table)

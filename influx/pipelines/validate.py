@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import math
 from dataclasses import asdict
 
 import numpy as np
@@ -52,9 +53,10 @@ def validate(session: Session, estimator: Estimator, retraining: Retraining | No
         table = compare(predicted, truth.change, **options)
         _write_tables(session, table, retraining)
         _draw(session, made, truth, table)
-    session.folder.record["spearman"] = float(table.set_index("statistic").value["spearman"])
+    spearman = float(table.set_index("statistic").value["spearman"])
+    session.folder.record["spearman"] = None if math.isnan(spearman) else spearman  # JSON has no NaN
     _say(session, table, truth)
-    return session.folder.record["spearman"]
+    return spearman
 
 
 def _truth(session: Session, made: Estimated, retraining: Retraining) -> Truth:

@@ -16,8 +16,8 @@ from influx.curvature import Curvature
 class Solution:
     """X with what it took, one entry a column: products with A, *true* relative residual ‖b − Ax‖/‖b‖, whether it converged.
 
-    `smallest_eigenvalue` is that of A with its damping, when the solver learns it (NaN otherwise); `effective_damping` is the δ + λ
-    whose exact solution the solver aims at, truncation included.
+    `smallest_eigenvalue` is that of A with its damping, when the solver learns it (cg: an upper bound of it, its smallest Ritz value;
+    NaN otherwise); `effective_damping` is the δ + λ whose exact solution the solver aims at, truncation included.
     """
 
     x: Float[Tensor, "p m"]

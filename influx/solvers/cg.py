@@ -54,7 +54,7 @@ class ConjugateGradient(Solver):
                 f"(wanted {tolerance:.0e}): raise method.solver.max_iterations or method.damping."
             )
         counts = torch.full((rhs.shape[1],), iterations)
-        return Solution(x * norms, counts, residuals, converged, curvature.shift, smallest)
+        return Solution(x * norms, counts, residuals, converged, curvature.shift, smallest if iterations else float("nan"))
 
 
 def _search(

@@ -56,7 +56,7 @@ class FirstOrder(Training):
 
     def fit(self, task: Task) -> Fit:
         module = copy.deepcopy(task.module).train()  # the caller's module keeps its mode
-        params = {name: value.detach().clone() for name, value in task.params.items()}
+        params = {name: value.detach().clone(memory_format=torch.contiguous_format) for name, value in task.params.items()}
         buffers = {name: value.clone() for name, value in task.buffers.items()}
         for name in task.trainable:
             params[name].requires_grad_(True)
@@ -120,7 +120,7 @@ def _step(task: Task, params: Stack, buffers: Stack, rows: Tensor, optimizer: to
     total = (losses * task.weights[:, rows]).sum() / len(rows)  # the K objectives share no parameter: one sum, K gradients
     moving = [params[name] for name in task.trainable]
     for leaf, gradient in zip(moving, torch.autograd.grad(total, moving), strict=True):
-        leaf.grad = gradient
+        leaf.grad = gradient.contiguous()  # torch's fused updates pair numbers by their place in memory, whatever the strides say
     optimizer.step()
 
 

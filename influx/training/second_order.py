@@ -59,7 +59,7 @@ class SecondOrder(Training):
         if task.models == 1:
             history = [*history, {"epoch": len(history) + 1, **final}]
         worst = norms.max().item()
-        if worst > self.tolerance:
+        if not worst <= self.tolerance:
             warn_accuracy(
                 f"training stopped at a gradient norm of {worst:.1e}, above training.tolerance={self.tolerance:.0e}: "
                 f"the limit of {norms.dtype} arithmetic, or training.max_iterations={self.max_iterations} is too few."
@@ -205,7 +205,7 @@ def _minimise(
     history: deque[tuple[Tensor, Tensor]] = deque(maxlen=MEMORY)
     best, stalled = gradient.norm(dim=1), torch.zeros(len(theta), device=theta.device)
     for _ in range(iterations):
-        going = (gradient.norm(dim=1) > tolerance) & (stalled < STALLED)
+        going = ~(gradient.norm(dim=1) <= tolerance) & (stalled < STALLED)  # NaN goes on, to the line search's refusal
         if not bool(going.all()):
             theta[active] = point
             if not bool(going.any()):
