@@ -107,10 +107,10 @@ class Curvature:
         if self.kind == "hessian":
             return vmap(lambda v: jvp(grad(total), (theta,), (v,))[1], in_dims=1, out_dims=1)
 
-        _, pull_back = vjp(forward, theta)
+        pull_back = vjp(forward, theta)[1]
 
         def gauss_newton(v: Tensor) -> Tensor:
-            outputs, tangent = jvp(forward, (theta,), (v,))
+            outputs, tangent = jvp(forward, (theta,), (v,))[:2]
             curved = jvp(grad(loss_of_outputs), (outputs,), (tangent,))[1]
             return pull_back(curved)[0]
 

@@ -83,13 +83,10 @@ class Experiment:
     def task(self, seed: int, weights: Float[Tensor, "k n"], *, record: bool = False) -> Task:
         """K copies of the seed's initial model with their example weights, every parameter trainable."""
         module = self.module(seed)
-        params = {name: value.detach() for name, value in module.named_parameters()}
-        buffers = dict(module.named_buffers())
-        models = len(weights)
+        params = stack({name: value.detach() for name, value in module.named_parameters()}, len(weights))
+        buffers = stack(dict(module.named_buffers()), len(weights))
         trainable = self.trainable("all", module)
-        return Task(
-            module, stack(params, models), stack(buffers, models), self.train_examples, weights, self.objective, trainable, seed, None, record
-        )
+        return Task(module, params, buffers, self.train_examples, weights, self.objective, trainable, seed, None, record)
 
     def key(self, seed: int, **more: Any) -> dict[str, Any]:
         """Everything that determines a trained model."""
@@ -122,7 +119,8 @@ class Experiment:
     def _fit(self, seed: int, record: bool) -> Trained:
         ones = torch.ones(1, self.data.n_train, dtype=self.data.train_inputs.dtype, device=self.data.train_inputs.device)
         fit: Fit = self.training.fit(self.task(seed, ones, record=record))
-        return Trained(unstack(fit.params, 0), unstack(fit.buffers, 0), fit.gradient_norm[0].item(), fit.history, 0.0, False, fit.trajectory)
+        params, buffers = unstack(fit.params, 0), unstack(fit.buffers, 0)
+        return Trained(params, buffers, fit.gradient_norm[0].item(), fit.history, 0.0, False, fit.trajectory)
 
     def _ordered(self, trained: Trained) -> Trained:
         """Names in the module's own order, tensors on the experiment's device: the file keeps neither."""

@@ -95,7 +95,7 @@ def fits(module: nn.Module) -> bool:
     """Whether `module` is a chain of linear layers with at most one elementwise function directly behind each."""
     if not is_layered(module):
         return False
-    parts = [part for part in module if not isinstance(part, nn.Flatten)]
+    parts = [part for part in module.children() if not isinstance(part, nn.Flatten)]
     return all(isinstance(part, nn.Linear) or (at > 0 and isinstance(parts[at - 1], nn.Linear)) for at, part in enumerate(parts))
 
 

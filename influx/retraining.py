@@ -89,7 +89,7 @@ class Retraining:
         rules.check_fields("retraining", self)
         if self.start == "scratch" and self.trainable != "all":
             raise InfluxError(
-                "retraining.trainable=last_layer needs retraining.start=warm: from scratch the other layers would stay at their random start."
+                "retraining.trainable=last_layer needs retraining.start=warm: from scratch the other layers would stay random."
             )
         if self.start == "scratch" and self.subtract_drift:
             raise InfluxError("retraining.subtract_drift=true needs retraining.start=warm: from scratch there is no drift.")
@@ -109,13 +109,13 @@ class Retraining:
         n = len(train_index)
         if n < 2:
             raise InfluxError("leaving one training example out of 1 leaves none: raise dataset.train_size.")
-        if self.index is None and isinstance(self.removed, int) and self.removed > n:
+        if self.index is None and self.selection != "all" and isinstance(self.removed, int) and self.removed > n:
             raise InfluxError(f"retraining.removed={self.removed} is more than the {n} training examples; use a smaller number, or all.")
         if self.index is not None and not self.index:
             raise InfluxError("retraining.index is empty: list at least one position, or set it to null.")
         strangers = sorted(set(self.index or ()) - set(train_index.tolist()))
         if strangers:
-            raise InfluxError(f"retraining.index: {strangers[0]} is not in the training part (run.json and influence.npz list train_index).")
+            raise InfluxError(f"retraining.index: {strangers[0]} is not in the training part (influence.npz lists train_index).")
         if self.epochs is not None and not isinstance(experiment.training, FirstOrder):
             raise InfluxError("retraining.epochs needs a training with epochs (sgd, adam, adamw); newton and lbfgs run to a gradient norm.")
 
@@ -196,9 +196,8 @@ class Retraining:
         weights[torch.arange(1, len(rows) + 1), torch.as_tensor(rows)] = 0.0
         task = experiment.task(seed, weights)
         if self.start == "warm":
-            trainable = experiment.trainable(self.trainable, task.module)
-            models = task.models
-            task = replace(task, params=stacking.stack(base.params, models), buffers=stacking.stack(base.buffers, models), trainable=trainable)
+            params, buffers = (stacking.stack(part, task.models) for part in (base.params, base.buffers))
+            task = replace(task, params=params, buffers=buffers, trainable=experiment.trainable(self.trainable, task.module))
         return replace(task, reference=base.params) if len(rows) else task
 
     def _control(self, experiment: Experiment, base: Trained, seed: int) -> Control:

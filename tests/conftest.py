@@ -87,8 +87,8 @@ def tiny(tmp_path: Path) -> Run:
 
 def _tiny(command: str, arguments: tuple[str, ...]) -> list[str]:
     """The tiny settings of a command; a training that runs to an optimum has no epochs."""
-    training = [word for word in arguments if word.startswith("training=")] or ["training=newton" if CONVEX & {*arguments} else "training=sgd"]
-    optimum = training[-1] in ("training=newton", "training=lbfgs")
+    chosen = [word for word in arguments if word.startswith("training=")]
+    optimum = chosen[-1] in ("training=newton", "training=lbfgs") if chosen else bool(CONVEX & {*arguments})
     return [word for word in TINY[command] if not (optimum and word.startswith("training.epochs"))]
 
 

@@ -13,6 +13,8 @@ import torch
 from conftest import TINY, Ran, Run
 from torch import nn
 
+from influx import vision
+from influx.errors import InfluxError
 from influx.estimators import Estimate, Estimator
 from influx.models import Model
 
@@ -62,6 +64,7 @@ BEFORE = [
     ("train seed=0,1", r"seed=0,1 has several values: add -m"),
     ("train dataset=iris,wine", r"dataset=iris,wine has several values: add -m"),
     ("train seed=${nope}", r"Interpolation key 'nope' not found"),
+    ("train -cn nowhere", r"there is no configuration 'nowhere'"),
     ("train -cd nowhere", r"config directory '.*nowhere' not found"),
     # types and ranges
     ("train seed=one", r"seed=one is not possible: it must be a whole number of at least 0\."),
@@ -145,6 +148,11 @@ class Breaks(Estimator):
         return Estimate(torch.full((problem.n_train, problem.n_test), float("nan")))
 
 
+class Vague(Breaks):
+    def __init__(self, option) -> None:
+        self.option = option
+
+
 @dataclass(frozen=True)
 class WrongWidth(Model):
     def module(self, shape: object) -> nn.Module:
@@ -163,8 +171,8 @@ MINE = {
     "method/keyless": "damping: 0.0",
     "method/lacks": "_target_: influx.estimators.inverse_curvature.InverseCurvature",
     "method/nested": "_target_: test_bad_input.FollowsTraining\nsolver:\n  _target_: influx.solvers.exact.Exact",
-    "method/unannotated": "_target_: influx.estimators.inverse_curvature.InverseCurvature\nsolver:\n  _target_: influx.solvers.exact.Exact\n"
-    "damping:\n  _target_: pathlib.Path",
+    "method/vague": "_target_: test_bad_input.Vague\noption:\n  _target_: influx.solvers.exact.Exact",
+    "method/object": "_target_: influx.estimators.inverse_curvature.InverseCurvature\ndamping:\n  _target_: pathlib.Path",
     "model/wrong_width": "_target_: test_bad_input.WrongWidth",
     "model/wrong_input": "_target_: test_bad_input.WrongInput",
 }
@@ -190,7 +198,7 @@ EARLY = [
     ("train dataset=mnist", r"mnist is not in .*data .*dataset.download=true .*work offline"),
     ("train dataset=csv dataset.path=nowhere.csv", r"dataset.path=nowhere.csv is not a file \(looked for .*nowhere.csv\)"),
     # what does not fit the data
-    ("train dataset=iris dataset.train_size=40 model=lenet", r"model=lenet needs images; this data set has rows of 4 numbers. Use model=mlp"),
+    ("train dataset=iris dataset.train_size=40 model=lenet", r"model=lenet needs images; this data set has rows of 4 numbers"),
     ("train model=lenet", r"model=lenet needs images of at least 14x14 pixels; these are 8x8. Use model=mlp"),
     ("train model=vgg11", r"model=vgg needs images of at least 32x32 pixels; these are 8x8"),
     ("train model=linear training=sgd", r"model=linear is for regression; this data set is for classification. Use model=logistic"),
@@ -216,9 +224,10 @@ EARLY = [
     ("estimate method._target_=os.path.join", r"method: os.path.join is not a class that can be built"),
     ("estimate method._target_=influx.estimators.Estimator", r"method: influx.estimators.Estimator is not a class that can be built"),
     ("estimate method._target_=Nope", r"method: the configuration has no _target_"),
-    ("estimate method._target_=influx.solvers.exact.Exact", r"method: influx.solvers.exact.Exact is not a kind of influx.estimators.base.Estim"),
+    ("estimate method._target_=influx.solvers.exact.Exact", r"method: influx.solvers.exact.Exact is not a kind of .*Estimator; derive"),
     ("estimate method.solver._target_=subprocess.Popen", r"method.solver: subprocess.Popen is not a kind of influx.solvers.base.Solver"),
-    ("estimate method=unannotated", r"method.damping: pathlib.Path is not a kind of builtins.float"),
+    ("estimate method=object", r"method.damping: pathlib.Path is not a kind of builtins.float"),
+    ("estimate method=vague", r"method.option: Vague annotates it with no class, so no _target_ can be built for it"),
     ("estimate method=nested", r"method.solver: FollowsTraining has no such argument; it takes none"),
     ("estimate method=keyless", r"method: the configuration has no _target_"),
     ("estimate method=lacks", r"method: InverseCurvature also needs solver"),
@@ -279,10 +288,10 @@ BROKEN = [
     ("train training=newton", set(), r"training=newton needs a strictly convex problem"),
     ("train training=newton model.width=200", set(), r"training=newton forms a 15,010 x 15,010 Hessian; the limit is 10,000"),
     ("train model=logistic training.weight_decay=0", set(), r"Set training.weight_decay above 0"),
-    ("train dataset=csv model=logistic training=lbfgs dataset.standardize=false", set(), r"the objective is not finite. Standardise the data"),
+    ("train dataset=csv model=logistic training=lbfgs dataset.standardize=false", set(), r"objective is not finite. Standardise the data"),
     ("estimate method=exact model.width=400", TRAINED, r"method=exact forms a 30,010 x 30,010 matrix; the limit is 20,000"),
-    ("estimate method=exact model=logistic training=sgd training.weight_decay=0", TRAINED, r"the ggn is singular .* Set method.damping above 0"),
-    ("estimate method=cg method.curvature=hessian", TRAINED, r"cg met negative curvature: .* Use method.curvature=ggn, or method.damping above"),
+    ("estimate method=exact model=logistic training=sgd training.weight_decay=0", TRAINED, r"the ggn is singular .* Set method.damp"),
+    ("estimate method=cg method.curvature=hessian", TRAINED, r"cg met negative curvature: .* Use method.curvature=ggn, "),
     ("estimate method=lissa method.solver.scale=0.001", TRAINED, r"lissa diverged at step 50 with scale 0.001: .* \(try 0.004\)"),
     ("estimate method=breaks", TRAINED, r"480 influences are not finite"),
 ]
@@ -314,6 +323,12 @@ def test_a_retraining_that_breaks_down_leaves_a_whole_estimate(tiny: Run, tmp_pa
     assert ran.err.splitlines()[-1].startswith("influx: cannot write ground_truth.npz (No space left on device)")
     assert np.load(ran.folder / "influence.npz")["influence"].shape == (60, 8)
     assert not (ran.folder / "ground_truth.npz").exists()
+
+
+def test_a_missing_torchvision_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vision, "find_spec", lambda _: None)
+    with pytest.raises(InfluxError, match=r"torchvision is not installed: .*pip install torchvision"):
+        vision.torchvision.__wrapped__()
 
 
 # ------------------------------------------------------------------------------------------------------------- warnings

@@ -121,7 +121,6 @@ def test_shape_type_and_numbers(method, name, dtype):
     assert result.influence.shape == (TABLE[name].n, 6)
     assert result.influence.dtype == dtype
     assert torch.isfinite(result.influence).all()
-    assert len(result.solves) in (0, 6)
     assert not result.influence.requires_grad
     assert (result.influence.abs().amax(0) > 0).all()
 
@@ -229,15 +228,16 @@ def test_float32_ranks_like_float64(method, name):
         assert spearmanr(one, other).statistic >= 0.999  # one swapped pair of neighbours among 24 costs 0.0009
 
 
-@pytest.mark.parametrize("name", ["softmax", "mlp", "conv"])
+@pytest.mark.parametrize("name", ["softmax", "mlp"])
 @pytest.mark.parametrize("method", METHODS)
 def test_blocks_of_rows_change_nothing(method, name, monkeypatch):
     made = estimator(method)
-    whole = estimate(made, name, test=subject(made, name)[0].test.take(slice(0, 2)))
-    monkeypatch.setattr(stacking, "BLOCK_BYTES", 60_000)
     fitted, trajectory = subject(made, name)
-    assert len(list(fitted.train_gradients())) > 1 or name == "softmax"
-    close(run(made, replace(fitted, test=fitted.test.take(slice(0, 2))), trajectory).influence, whole)
+    fitted = replace(fitted, test=fitted.test.take(slice(0, 2)))
+    whole = run(made, fitted, trajectory).influence
+    monkeypatch.setattr(stacking, "BLOCK_BYTES", fitted.n_train * (fitted.bytes_per_row + fitted.theta.nbytes) // 2)
+    assert len(list(fitted.train_gradients())) > 1
+    close(run(made, fitted, trajectory).influence, whole)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -313,6 +313,7 @@ def test_last_layer_is_dense_block_algebra(method, name, kind):
 def test_solves_say_what_they_did():
     fitted = problem("softmax")
     exact, cg = (InverseCurvature(solver, "ggn", 0.1).estimate(fitted, None, 0).solves for solver in (Exact(), ConjugateGradient()))
+    assert len(exact) == len(cg) == fitted.n_test
     lowest = torch.linalg.eigvalsh(answers("softmax").matrix("ggn", 0.1))[0].item()
     for row in exact + cg:
         assert list(row) == ["iterations", "residual", "converged", "damping", "smallest_eigenvalue"]

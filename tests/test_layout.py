@@ -98,11 +98,17 @@ def test_the_report_layer_takes_tables_and_knows_nothing_else_of_ours() -> None:
         assert {name for name in imports(module) if name.split(".")[0] == "influx"} <= allowed, module
 
 
-@pytest.mark.parametrize(("library", "doors"), [("torchvision", {"influx.vision"}), ("hydra", {"influx.app"}), ("omegaconf", {"influx.app"})])
-def test_a_library_comes_in_by_one_door(library: str, doors: set[str]) -> None:
+@pytest.mark.parametrize(("library", "door"), [("hydra", "influx.app"), ("omegaconf", "influx.app"), ("matplotlib", "influx.report")])
+def test_a_library_comes_in_by_one_door(library: str, door: str) -> None:
     users = {module for module in MODULES if any(name.split(".")[0] == library for name in imports(module))}
-    assert users <= doors
-    assert library != "hydra" or users == doors
+    assert users
+    assert users <= set(part(door))
+
+
+def test_torchvision_is_imported_by_name_in_one_place_only() -> None:
+    """`influx.vision` imports it through importlib, after mending what a mismatched pair lacks."""
+    assert [module for module in MODULES if any(name.split(".")[0] == "torchvision" for name in imports(module))] == []
+    assert [module for module in MODULES if "import_module" in MODULES[module].read_text()] == ["influx.instantiate", "influx.vision"]
 
 
 @pytest.mark.parametrize(
@@ -119,9 +125,9 @@ def test_what_answers_first_imports_nothing_heavy(module: str, light: set[str]) 
     assert {name for name in top if name.startswith("influx.")} <= {"influx.errors.InfluxError", "influx.errors.nearest"}
 
 
-@pytest.mark.parametrize("file", sorted([*MODULES.values(), *(REPOSITORY / "conf").rglob("*.yaml")]), ids=lambda file: str(file.relative_to(REPOSITORY)))
-def test_no_file_is_long(file: Path) -> None:
-    assert len(file.read_text().splitlines()) <= 350
+def test_no_file_is_long() -> None:
+    files = [*MODULES.values(), *(REPOSITORY / "conf").rglob("*.yaml")]
+    assert [file.name for file in files if len(file.read_text().splitlines()) > 350] == []
 
 
 # ---------------------------------------------------------------------------------------------------------- configuration

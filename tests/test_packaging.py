@@ -54,7 +54,8 @@ def test_an_installed_wheel_runs_from_any_folder(wheel: Path, tmp_path: Path) ->
     venv.create(tmp_path / "venv")
     python = tmp_path / "venv/bin/python"
     site = subprocess.run([python, "-c", "import site; print(site.getsitepackages()[0])"], capture_output=True, text=True, check=True)
-    Path(site.stdout.strip(), "libraries.pth").write_text(sysconfig.get_path("purelib") + "\n")  # our dependencies, not our editable install
+    libraries = Path(site.stdout.strip(), "libraries.pth")  # what we depend on, without the .pth of our own editable install
+    libraries.write_text(sysconfig.get_path("purelib") + "\n")
     install = [sys.executable, "-m", "pip", "--python", str(python), "install", "--no-deps", "--no-index", "--quiet", str(wheel)]
     subprocess.run(install, check=True)
     elsewhere = tmp_path / "elsewhere"

@@ -178,6 +178,7 @@ def test_relative_residual_by_hand():
 # ------------------------------------------------------------------------------------------------------------------ exact
 
 
+@pytest.mark.filterwarnings("ignore::influx.errors.AccuracyWarning")
 @pytest.mark.parametrize("kind", ["hessian", "ggn"])
 @pytest.mark.parametrize("row", NAMES)
 def test_exact_reports_the_smallest_eigenvalue(row, kind):
@@ -301,6 +302,7 @@ def test_lissa_measures_its_scale(damping):
     assert scale == pytest.approx(1.1 * (1.0 + SHIFT + damping), rel=1e-3)  # 30 subspace steps on four vectors, gap 1/12
 
 
+@pytest.mark.filterwarnings("ignore::influx.errors.AccuracyWarning")
 def test_lissa_with_sampled_batches_comes_near():
     fitted = problem("softmax")
     rhs = fitted.test_gradients().T.contiguous()

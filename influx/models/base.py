@@ -42,7 +42,9 @@ class Shape:
             )
         if min(self.inputs[1:]) < smallest:
             height, width = self.inputs[1:]
-            raise InfluxError(f"model={model} needs images of at least {smallest}x{smallest} pixels; these are {height}x{width}. Use model=mlp.")
+            raise InfluxError(
+                f"model={model} needs images of at least {smallest}x{smallest} pixels; these are {height}x{width}. Use model=mlp."
+            )
         return self.inputs[0]
 
     def require_task(self, model: str, task: str, instead: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 from torch import nn
 
@@ -24,6 +25,6 @@ class Mlp(Model):
     def module(self, shape: Shape) -> nn.Module:
         sizes = [shape.n_features, *[self.width] * self.depth]
         hidden: list[nn.Module] = []
-        for fan_in, fan_out in zip(sizes[:-1], sizes[1:], strict=True):
+        for fan_in, fan_out in pairwise(sizes):
             hidden += [nn.Linear(fan_in, fan_out), ACTIVATIONS[self.activation]()]
         return nn.Sequential(nn.Flatten(), *hidden, nn.Linear(sizes[-1], shape.n_outputs))

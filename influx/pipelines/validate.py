@@ -32,9 +32,10 @@ def prepare(session: Session, estimator: Estimator) -> Retraining:
     """The retraining plan, checked against data, training and method before anything is trained."""
     retraining = build(session.config["retraining"], Retraining, "retraining")
     retraining.check(session.experiment.data.train_index, session.experiment)
-    if getattr(estimator, "params", "all") != retraining.trainable:
+    params = getattr(estimator, "params", "all")
+    if params != retraining.trainable:
         session.folder.warn(
-            f"the estimate moves method.params={getattr(estimator, 'params', 'all')} and the truth retraining.trainable={retraining.trainable}: "
+            f"the estimate moves method.params={params} and the truth retraining.trainable={retraining.trainable}: "
             "they answer different questions, and low agreement need not be the estimator's fault."
         )
     return retraining
@@ -71,10 +72,8 @@ def _truth(session: Session, made: Estimated, retraining: Retraining) -> Truth:
     if truth.reused:
         folder.record["reused"].append(f"{truth.reused} of {truth.shards} retraining stacks")
     folder.record["zero_removal_control"] = asdict(truth.control)
-    data = experiment.data
-    folder.arrays(
-        "ground_truth.npz", change=truth.change, full=truth.full, train_index=data.train_index[rows], test_index=made.test_index, seed=truth.seeds
-    )
+    index = {"train_index": experiment.data.train_index[rows], "test_index": made.test_index}
+    folder.arrays("ground_truth.npz", change=truth.change, full=truth.full, seed=truth.seeds, **index)
     return truth
 
 

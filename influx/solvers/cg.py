@@ -73,7 +73,7 @@ def _search(
         if ritz <= 0:
             raise NumericalError(
                 f"cg met negative curvature: the {curvature.kind} with method.damping={curvature.damping:g} has an eigenvalue "
-                f"of at most {ritz:.2e}. Use method.curvature=ggn, or method.damping above {curvature.damping - ritz:.2g}, or method=exact, which copes."
+                f"of at most {ritz:.2e}. Use method.curvature=ggn, method.damping above {curvature.damping - ritz:.2g}, or method=exact."
             )
         smallest, used = min(smallest, ritz), used + 1
         factor = torch.linalg.cholesky(gram)

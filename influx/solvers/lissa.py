@@ -14,9 +14,11 @@ from influx.errors import NumericalError, warn_accuracy
 from influx.progress import progress
 from influx.seeding import torch_generator
 from influx.solvers.base import Solution, Solver, relative_residual
+from influx.stacking import blocks
 
 RESIDUAL = 0.05  # relative; above it the solve is reported as not converged
 AUTO_BUDGET = 2e7  # multiply-adds of one step at batch_size=auto: rows x parameters x right-hand sides
+COPIES = 8  # P x m arrays that a step touches
 CHECK_EVERY = 50  # steps between two looks for divergence
 
 
@@ -52,9 +54,12 @@ class Lissa(Solver):
     def solve(self, curvature: Curvature, rhs: Float[Tensor, "p m"], seed: int) -> Solution:
         rows = self._rows(curvature, rhs.shape[1])
         scale = _measured_scale(curvature, rows, seed) if self.scale == "auto" else float(self.scale)
+        columns = blocks(rhs.shape[1], COPIES * curvature.size * rhs.element_size())  # a chunk's iterates stay in fast memory
+        work = [(repeat, chunk) for repeat in range(self.repeats) for chunk in columns]
         x = torch.zeros_like(rhs)
-        for repeat in range(self.repeats):
-            x += self._run(curvature, rhs, rows, scale, torch_generator(seed, "lissa", repeat)) / self.repeats
+        for repeat, chunk in progress(work, "lissa"):
+            generator = torch_generator(seed, "lissa", repeat)  # the same batches for every chunk
+            x[:, chunk] += self._run(curvature, rhs[:, chunk], rows, scale, generator) / self.repeats
         residual = relative_residual(curvature, x, rhs)
         converged = residual <= RESIDUAL
         if not bool(converged.all()):
@@ -78,7 +83,7 @@ class Lissa(Solver):
         averaged = self.depth - self.depth // 2
         for step in progress(range(self.depth), "lissa"):
             batch = torch.randint(n, (rows,), generator=generator).to(rhs.device) if sampled else None
-            h = h + (rhs - curvature.matmat(h, batch)) / scale
+            h += (rhs - curvature.matmat(h, batch)) / scale
             if sampled and step >= self.depth // 2:
                 mean += h / averaged
             if (step + 1) % CHECK_EVERY == 0 and not h.norm().item() <= limit:

@@ -71,7 +71,8 @@ class FirstOrder(Training):
             for epoch in progress(range(1, self.epochs + 1), "training, epochs"):
                 for rows in next(order):
                     if task.record:
-                        steps.append(Step({name: params[name][0].detach().clone() for name in params}, rows, float(schedule.get_last_lr()[0])))
+                        before = {name: value[0].detach().clone() for name, value in params.items()}
+                        steps.append(Step(before, rows, float(schedule.get_last_lr()[0])))
                     _step(running, params, buffers, rows, optimizer)
                     schedule.step()
                 if task.models == 1 and (epoch % every == 0 or epoch == self.epochs):

@@ -1,0 +1,40 @@
+# Every target sets up what it needs. PYTHON=python3.12 picks another interpreter, EXTRAS=dev,joblib more extras.
+PYTHON ?= python3
+EXTRAS ?= dev
+VENV := .venv
+BIN := $(VENV)/bin
+# Fewer than all cores' threads in each of two test processes: tiny models lose time to threads.
+export OMP_NUM_THREADS ?= 1
+
+.DEFAULT_GOAL := help
+.PHONY: help demo install test test-all check bench clean
+
+help:  ## list the targets
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(VENV)/installed-%: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -e $(if $(filter run,$*),.,".[$(EXTRAS)]")
+	touch $@
+
+install: $(VENV)/installed-run  ## a virtual environment in .venv with influx in it
+
+demo: $(VENV)/installed-run  ## the main job on real data: influx validate
+	$(BIN)/influx validate
+
+test: $(VENV)/installed-dev  ## the tests, in under five minutes on two cores
+	$(BIN)/python -m pytest -n 2
+
+test-all: $(VENV)/installed-dev  ## the slow tests too
+	$(BIN)/python -m pytest -n 2 -m "not network"
+
+check: $(VENV)/installed-dev  ## lint and types
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+bench: $(VENV)/installed-dev  ## the benchmarks: ratios against the plain way, in one run
+	$(BIN)/python benchmarks/retraining.py
+	$(BIN)/python benchmarks/solvers.py
+
+clean:  ## remove the environment and every run
+	rm -rf $(VENV) outputs/train outputs/estimate outputs/validate outputs/store
