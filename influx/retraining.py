@@ -28,6 +28,7 @@ from influx.training import Task
 from influx.training.first_order import FirstOrder
 
 STACK_BYTES = 32 * 2**20  # aim for one stack's parameters, their optimiser state and one batch's layer outputs
+TRIAL_EPOCHS = 50  # model-epochs of the trial behind a prediction
 FEWEST, MOST = 8, 128  # models in a stack when the size is chosen
 
 
@@ -144,16 +145,22 @@ class Retraining:
         return np.sort(rows)
 
     def predict(self, experiment: Experiment, base: Trained, rows: Int[np.ndarray, " n_removed"], seed: int) -> float:
-        """Seconds that `run` takes when nothing is stored, from a trial: one epoch of one stack, or one stack to its optimum."""
+        """Seconds that `run` takes when nothing is stored, from a trial: a few epochs of one stack, or one stack to its optimum."""
         training = experiment.training
         stacks = [rows[part] for part in self._parts(experiment, len(rows))]
-        epochs = (self.epochs or training.epochs) if isinstance(training, FirstOrder) else 1
-        trial = replace(self, epochs=1) if isinstance(training, FirstOrder) else self
-        begun = time.perf_counter()
-        trial._retrain(experiment, base, stacks[0], seed)
-        seconds = time.perf_counter() - begun
-        bases = (self.seeds - 1) * base.seconds
-        return (seconds * epochs * len(stacks) * self.seeds) / self.workers + bases
+
+        def seconds(options: Retraining) -> float:
+            begun = time.perf_counter()
+            options._retrain(experiment, base, stacks[0], seed)
+            return time.perf_counter() - begun
+
+        if isinstance(training, FirstOrder):
+            epochs, few = self.epochs or training.epochs, 1 + max(1, TRIAL_EPOCHS // len(stacks[0]))
+            short, longer = seconds(replace(self, epochs=1)), seconds(replace(self, epochs=few))
+            stack_seconds = short + (epochs - 1) * max(0.0, longer - short) / (few - 1)
+        else:
+            stack_seconds = seconds(self)
+        return stack_seconds * len(stacks) * self.seeds / self.workers + (self.seeds - 1) * base.seconds
 
     def run(self, experiment: Experiment, base: Trained, rows: Int[np.ndarray, " n_removed"], seed: int, store: Store) -> Truth:
         """Retrain without each of `rows`, for every seed. Finished stacks are stored and never trained again.

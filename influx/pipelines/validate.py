@@ -64,7 +64,7 @@ def _truth(session: Session, made: Estimated, retraining: Retraining) -> Truth:
     experiment, folder, seed = session.experiment, session.folder, session.seed
     rows = retraining.choose(experiment.data.train_index, made.influence, made.train_losses, seed)
     log.info(
-        "retraining %d examples' absence x %d seed(s): about %.0f s",
+        "retraining without each of %d examples, %d seed(s): about %.0f s",
         len(rows), retraining.seeds, retraining.predict(experiment, made.trained, rows, seed),
     )  # fmt: skip
     with folder.stage("retrain"):

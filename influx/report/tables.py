@@ -10,6 +10,7 @@ from rich.table import Table
 
 from influx.statistics import seeds_needed
 
+NOISELESS = 0.995  # a ceiling from which the truth's noise is not worth a word
 MOSTLY_NOISE = 0.5  # a ceiling below this makes a comparison nearly meaningless
 USEFUL = 0.8  # the ceiling that the advice on seeds aims at
 
@@ -68,6 +69,8 @@ def _headline(row: Any) -> str:
     if math.isnan(row.noise_ceiling):
         return f"{said}."
     ceiling, seeds = significant(row.noise_ceiling), _count(row.n_seeds, "seed")
+    if row.noise_ceiling >= NOISELESS:
+        return f"{said}; the truth is the same for all {seeds}, so the whole distance to 1 is the estimate's."
     return f"{said}; no estimator can be expected to pass {ceiling} against a truth this noisy ({seeds})."
 
 
