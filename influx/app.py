@@ -223,7 +223,7 @@ def _known_keys(command: str, arguments: list[str]) -> set[str]:
         except (HydraException, OmegaConfBaseException):
             composed = hydra.compose(command)
     keys = {key for key, _ in _flat(OmegaConf.to_container(composed))}  # type: ignore[arg-type]
-    return {key for key in keys if not key.endswith("_target_")} | groups
+    return {key for key in keys if not key.endswith("_target_")} | {"experiment"}
 
 
 def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -5,6 +5,7 @@ It is what a worker process gets: everything that determines a trained model, ap
 
 from __future__ import annotations
 
+import hashlib
 import time
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -69,7 +70,14 @@ class Experiment:
 
     @cached_property
     def digest(self) -> str:
+        """SHA-256 of all data, the test part included: what a measurement depends on."""
         return self.data.digest()
+
+    @cached_property
+    def train_digest(self) -> str:
+        """SHA-256 of the training part: what a trained model depends on."""
+        parts = (self.data.train_inputs, self.data.train_targets)
+        return hashlib.sha256(b"".join(part.cpu().contiguous().numpy().tobytes() for part in parts)).hexdigest()
 
     def module(self, seed: int) -> nn.Module:
         """A freshly initialised module, a function of `seed` alone (drawn in float32, so that both number types start alike)."""
@@ -94,7 +102,9 @@ class Experiment:
         return {
             "engine": ENGINE_VERSION,
             "torch": torch.__version__,
-            "data": self.digest,
+            "data": self.train_digest,
+            "inputs": list(self.data.input_shape),
+            "outputs": self.data.n_outputs,
             "dtype": str(inputs.dtype),
             "device": inputs.device.type,
             "model": describe(self.model),

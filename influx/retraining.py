@@ -8,6 +8,7 @@ is the reference, so that base and retrained models differ in nothing but the re
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
@@ -18,7 +19,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from influx import rules, stacking
-from influx.errors import InfluxError
+from influx.errors import AccuracyWarning, InfluxError, warn_accuracy
 from influx.experiment import Experiment, Trained
 from influx.instantiate import describe
 from influx.progress import progress
@@ -151,7 +152,9 @@ class Retraining:
 
         def seconds(options: Retraining) -> float:
             begun = time.perf_counter()
-            options._retrain(experiment, base, stacks[0], seed)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", AccuracyWarning)  # `run` will say it
+                options._retrain(experiment, base, stacks[0], seed)
             return time.perf_counter() - begun
 
         if isinstance(training, FirstOrder):
@@ -219,6 +222,7 @@ class Retraining:
         """Everything that determines one stack's measurements."""
         return experiment.key(
             seed,
+            all_data=experiment.digest,
             measurement=describe(experiment.measurement),
             rows=rows.tolist(),
             start=self.start,
@@ -270,10 +274,18 @@ def _results(tasks: list[Shard], workers: int) -> Iterator[tuple[np.ndarray, np.
     threads = max(1, torch.get_num_threads() // workers)
     calls = (joblib.delayed(_in_worker)(task.run, threads) for task in tasks)
     results = joblib.Parallel(n_jobs=workers, return_as="generator")(calls)
-    for _, result in zip(progress(range(len(tasks)), "retraining stacks"), results, strict=True):
+    for _, (result, messages) in zip(progress(range(len(tasks)), "retraining stacks"), results, strict=True):
+        for message in messages:
+            warn_accuracy(message)
         yield result
 
 
-def _in_worker(run: Callable[[], tuple[np.ndarray, np.ndarray, bool]], threads: int) -> tuple[np.ndarray, np.ndarray, bool]:
+def _in_worker(
+    run: Callable[[], tuple[np.ndarray, np.ndarray, bool]], threads: int
+) -> tuple[tuple[np.ndarray, np.ndarray, bool], list[str]]:
+    """A stack's result, and its accuracy warnings, which would otherwise end on the worker's own standard error."""
     torch.set_num_threads(threads)
-    return run()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", AccuracyWarning)
+        result = run()
+    return result, [str(warning.message) for warning in caught if issubclass(warning.category, AccuracyWarning)]

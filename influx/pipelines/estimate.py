@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -33,6 +34,7 @@ class Estimated:
     influence: Float[np.ndarray, "n_train n_test"]
     test_index: Int[np.ndarray, " n_test"]
     train_losses: Float[np.ndarray, " n_train"]
+    solves: list[dict[str, Any]]
 
 
 def prepare(session: Session) -> Estimator:
@@ -66,10 +68,10 @@ def estimate(session: Session, estimator: Estimator) -> Estimated:
     with torch.no_grad():
         losses = problem.losses(problem.theta, problem.train).cpu().numpy()
     _write_top(session, influence, whole_set)
-    write_diagnostics(session, made, test_index)
+    write_diagnostics(session, made.solves, test_index)
     seconds = folder.record["stage_seconds"]["estimate"]
     log.info("estimated %d x %d influences in %.2f s (%s)", *influence.shape, seconds, _solved(made))
-    return Estimated(trained, estimator, influence, test_index, losses)
+    return Estimated(trained, estimator, influence, test_index, losses, made.solves)
 
 
 def _solved(made: Estimate) -> str:
@@ -87,10 +89,10 @@ def _write_top(session: Session, influence: Float[np.ndarray, "n_train n_test"],
     save_gallery(gallery(data, influence, k, shown.tolist(), whole_set), folder.path / "top_influences.png")
 
 
-def write_diagnostics(session: Session, made: Estimate, test_index: Int[np.ndarray, " n_test"]) -> None:
+def write_diagnostics(session: Session, solves: list[dict[str, Any]], test_index: Int[np.ndarray, " n_test"]) -> None:
     """`diagnostics.csv`: a row a solve, then a row a stage with its seconds."""
-    solves = [{"kind": "solve", "name": "iHVP", "test_index": t, **row} for t, row in zip(test_index, made.solves, strict=False)]
+    rows = [{"kind": "solve", "name": "iHVP", "test_index": t, **row} for t, row in zip(test_index, solves, strict=False)]
     stages = [{"kind": "stage", "name": name, "seconds": s} for name, s in session.folder.record["stage_seconds"].items()]
     columns = ["kind", "name", "test_index", *SOLVE_COLUMNS, "seconds"]
-    table = pd.DataFrame([*solves, *stages], columns=columns).astype({"test_index": "Int64", "iterations": "Int64"})  # empty for stages
+    table = pd.DataFrame([*rows, *stages], columns=columns).astype({"test_index": "Int64", "iterations": "Int64"})  # empty for stages
     session.folder.csv("diagnostics.csv", table)

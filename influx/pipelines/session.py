@@ -23,7 +23,7 @@ from influx.training import Training
 
 log = logging.getLogger("influx")
 
-LARGE_MODEL = 20_000  # parameters from which one batch's products fill several threads
+LARGE_MODEL = 100_000  # parameters from which one batch's products fill several threads
 ALL_CORES = torch.get_num_threads()  # read once: a sweep's earlier job may have asked for fewer
 
 

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from influx.estimators import Estimator
 from influx.instantiate import build
-from influx.pipelines.estimate import Estimated, estimate
+from influx.pipelines.estimate import Estimated, estimate, write_diagnostics
 from influx.pipelines.session import Session
 from influx.report.plots import save_scatter
 from influx.report.tables import correlation_lines, to_markdown, verdict
@@ -54,6 +54,7 @@ def validate(session: Session, estimator: Estimator, retraining: Retraining | No
         table = compare(predicted, truth.change, **options)
         _write_tables(session, table, retraining)
         _draw(session, made, truth, table)
+    write_diagnostics(session, made.solves, made.test_index)
     spearman = float(table.set_index("statistic").value["spearman"])
     session.folder.record["spearman"] = None if math.isnan(spearman) else spearman  # JSON has no NaN
     _say(session, table, truth)
