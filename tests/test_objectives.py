@@ -56,6 +56,14 @@ def test_k_models_side_by_side_are_k_models_one_by_one(objective):
     assert_close(separately, torch.stack([torchs(one, y) for one in z]), **ROUNDING)
 
 
+@pytest.mark.parametrize("worse", [5.0, 21.0, 49.0, 51.0, 700.0])
+def test_badly_fitted_rows_are_torchs_too(worse):
+    z, y = torch.tensor([[0.0, worse, worse - 1.0]], dtype=torch.float64), torch.tensor([0])
+    for derivative in (lambda f: f, grad, hessian):
+        ours, theirs = (derivative(lambda a, f=f: f(a, y)[0])(z) for f in (own, torchs))
+        assert_close(ours, theirs, rtol=1e-14, atol=1e-15)  # a few roundings of numbers of size `worse`, and of one
+
+
 def test_backward_mode_gives_the_same_gradient_as_func():
     z, y = logits(6, 4).requires_grad_(True), labels(6, 4)
     ours = torch.autograd.grad(own(z, y).sum(), z)[0]

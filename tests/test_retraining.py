@@ -260,13 +260,14 @@ def test_two_workers_give_the_same_bytes_as_one():
     assert np.array_equal(one.full, two.full)
 
 
-def test_a_seed_of_the_axis_is_a_run_with_that_seed():
+@pytest.mark.parametrize("start", ["scratch", "warm"])
+def test_a_seed_of_the_axis_is_a_run_with_that_seed(start):
     subject = made("mlp")
-    axis = retrain(subject, seeds=3, seed=5)
+    axis = retrain(subject, seeds=3, seed=5, start=start)
     assert axis.change.shape == (7, 6, 3)
     assert axis.seeds.tolist() == [5, 6, 7]
     for s, seed in enumerate(axis.seeds.tolist()):
-        single = retrain(subject, seed=seed)
+        single = retrain(subject, seed=seed, start=start)
         assert np.array_equal(axis.change[..., s], single.change[..., 0])
         assert np.array_equal(axis.full[:, s], single.full[:, 0])
     assert np.abs(axis.change[..., 0] - axis.change[..., 1]).max() > 1e-4

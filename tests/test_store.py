@@ -200,8 +200,8 @@ def experiment(**changes: Any) -> Experiment:
 
 
 DATA = [
-    {"split_seed": 1}, {"train_size": 21}, {"test_size": 6}, {"standardize": False}, {"label_noise": 0.1},
-    {"label_noise": 0.1, "noise_seed": 1}, {"classes": (0, 1)}, {"classes": (1, 0)}, {"test_index": (0, 60, 120)},
+    {"split_seed": 1}, {"train_size": 21}, {"standardize": False}, {"label_noise": 0.1}, {"label_noise": 0.1, "noise_seed": 1},
+    {"classes": (0, 1)}, {"classes": (1, 0)}, {"train_index": (0, 60, 120)},
 ]  # fmt: skip
 WORDS = {"activation": "relu", "schedule": "cosine"}
 
@@ -247,7 +247,8 @@ def test_a_key_changes_with_every_field_of_an_experiment() -> None:
 
 
 def test_a_key_does_not_change_with_what_does_not_determine_the_model() -> None:
-    assert experiment().key(0) == experiment(measurement=Margin()).key(0) == experiment().key(0)
+    assert experiment().key(0) == experiment().key(0) == experiment(measurement=Margin()).key(0)
+    assert experiment().key(0) == experiment(data=Iris(train_size=20, test_size=6).load()).key(0)
 
 
 SHARD = [
@@ -263,6 +264,7 @@ def test_a_retrained_stacks_key_changes_with_what_determines_it() -> None:
         digest(Retraining().shard_key(base, rows, 1)),
         digest(Retraining().shard_key(base, rows[:2], 0)),
         digest(Retraining().shard_key(base, rows + 1, 0)),
+        digest(Retraining().shard_key(replace(base, data=Iris(train_size=20, test_size=6).load()), rows, 0)),
         digest(Retraining().shard_key(replace(base, measurement=Margin()), rows, 0)),
         digest(Retraining().shard_key(replace(base, measurement=Scaled(1.0)), rows, 0)),
         digest(Retraining().shard_key(replace(base, measurement=Scaled(2.0)), rows, 0)),

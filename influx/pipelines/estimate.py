@@ -86,7 +86,8 @@ def _write_top(session: Session, influence: Float[np.ndarray, "n_train n_test"],
     folder.csv("top_influences.csv", top_table(data, influence, k, whole_set))
     count = SHOWN_IMAGES if data.is_image else SHOWN_ROWS
     shown = np.sort(np.argsort(-np.abs(influence).max(0), kind="stable")[:count])  # where influence is largest
-    save_gallery(gallery(data, influence, k, shown.tolist(), whole_set), folder.path / "top_influences.png")
+    rows = gallery(data, influence, k, shown.tolist(), whole_set)
+    save_gallery(rows, folder.path / "top_influences.png", unit=session.experiment.measurement.unit)
 
 
 def write_diagnostics(session: Session, solves: list[dict[str, Any]], test_index: Int[np.ndarray, " n_test"]) -> None:
