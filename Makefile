@@ -23,10 +23,10 @@ demo: $(VENV)/installed-run  ## the main job on real data: influx validate
 	$(BIN)/influx validate
 
 test: $(VENV)/installed-dev  ## the tests, in under five minutes on two cores
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-all: $(VENV)/installed-dev  ## the slow tests too
-	$(BIN)/python -m pytest -n 2 -m "not network"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not network"
 
 check: $(VENV)/installed-dev  ## lint and types
 	$(BIN)/ruff check .

@@ -45,7 +45,7 @@ def main() -> int:
     if first in ("-h", "--help", "help"):
         print(usage(), end="")
         return 0
-    if first == "--version":
+    if "--version" in arguments:
         from importlib.metadata import version
 
         print(f"influx {version('influx')}")

@@ -26,6 +26,11 @@ from influx.store import digest, write_whole
 
 log = logging.getLogger("influx")
 
+RESULTS = (
+    "model.safetensors", "history.csv", "history.png", "influence.npz", "top_influences.csv", "top_influences.png", "diagnostics.csv",
+    "ground_truth.npz", "correlations.csv", "correlations.md", "scatter.png",
+)  # fmt: skip
+SHOWN_WARNINGS = 3  # of one stage on the screen; the record has them all
 LIBRARIES = ("influx", "torch", "torchvision", "numpy", "scipy", "scikit-learn", "pandas", "hydra-core")
 
 
@@ -37,6 +42,10 @@ class RunFolder:
     record: dict[str, Any] = field(default_factory=dict)
 
     def start(self, command: str, config: Mapping[str, Any], overrides: list[str]) -> None:
+        """Open the record. Results that an earlier run left in the same folder are removed, so that one folder holds one run."""
+        if (self.path / "run.json").exists():
+            for name in RESULTS:
+                (self.path / name).unlink(missing_ok=True)
         self.record |= {
             "command": command,
             "overrides": overrides,
@@ -64,11 +73,12 @@ class RunFolder:
             warnings.simplefilter("always", AccuracyWarning)
             yield
         self.record["stage_seconds"][name] = round(time.perf_counter() - begun, 3)
-        for warning in caught:
-            if issubclass(warning.category, AccuracyWarning):
-                self.warn(str(warning.message))
-            else:
-                log.debug("%s", warning.message)
+        messages = [str(warning.message) for warning in caught if issubclass(warning.category, AccuracyWarning)]
+        for message in messages[:SHOWN_WARNINGS]:
+            self.warn(message)
+        if len(messages) > SHOWN_WARNINGS:
+            log.warning("warning: %d more of this kind in run.json", len(messages) - SHOWN_WARNINGS)
+            self.record["warnings"] += messages[SHOWN_WARNINGS:]
         self.write_record()
 
     def warn(self, message: str) -> None:

@@ -345,7 +345,6 @@ def test_worker_processes_give_the_same_bytes_and_the_same_warnings(tiny: Run, c
     assert capfd.readouterr().err == ""
 
 
-@pytest.mark.xfail(strict=True, reason="nothing removes or refuses what an earlier run left in a folder that was chosen again")
 def test_a_folder_used_again_holds_nothing_of_its_earlier_run(tiny: Run) -> None:
     chosen = tiny("validate", "hydra.run.dir=outputs/chosen").folder
     tiny("validate", "hydra.run.dir=outputs/chosen", "loo=false")

@@ -30,11 +30,13 @@ class Estimator(ABC):
 
     A method that is right only up to a factor sets `calibrated = False`: slope and RMSE are then not reported. One that needs the
     recorded training run sets `needs_trajectory = True`; the command line checks that the chosen training can record one before it
-    trains.
+    trains. `params` is "all" or "last_layer", the parameters that the method lets move; `largest` is how many of them it can take.
     """
 
     calibrated: ClassVar[bool] = True
     needs_trajectory: ClassVar[bool] = False
+    params: str = "all"
+    largest: int | None = None
 
     @abstractmethod
     def estimate(self, problem: Problem, trajectory: Trajectory | None, seed: int) -> Estimate:

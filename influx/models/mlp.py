@@ -17,7 +17,7 @@ class Mlp(Model):
 
     depth: int = 1
     width: int = 32
-    activation: str = "relu"
+    activation: str = "tanh"
 
     def __post_init__(self) -> None:
         rules.check_fields("model", self)

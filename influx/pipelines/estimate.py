@@ -41,14 +41,21 @@ def prepare(session: Session) -> Estimator:
     """The estimator, with its needs checked against what the run can give.
 
     Raises:
-        InfluxError: the method needs a training record that this training does not keep.
+        InfluxError: the method needs a training record that this training does not keep, or cannot take so many parameters.
     """
     estimator = build(session.config["method"], Estimator, "method")
-    training = session.experiment.training
+    experiment, training = session.experiment, session.experiment.training
     if estimator.needs_trajectory and not training.records_trajectory:
         raise InfluxError(
             f"method={type(estimator).__name__} follows the training run step by step, and {type(training).__name__} keeps no such record: "
             "use training=sgd, adam or adamw."
+        )
+    module = experiment.module(session.seed)
+    size = sum(module.get_parameter(name).numel() for name in experiment.trainable(estimator.params, module))
+    if estimator.largest is not None and size > estimator.largest:
+        raise InfluxError(
+            f"method={session.choices['method']} works on a {size:,} x {size:,} matrix; the limit is {estimator.largest:,} parameters. "
+            "Use method=cg or method=lissa, or method.params=last_layer."
         )
     return estimator
 

@@ -32,7 +32,7 @@ def prepare(session: Session, estimator: Estimator) -> Retraining:
     """The retraining plan, checked against data, training and method before anything is trained."""
     retraining = build(session.config["retraining"], Retraining, "retraining")
     retraining.check(session.experiment.data.train_index, session.experiment)
-    params = getattr(estimator, "params", "all")
+    params = estimator.params
     if params != retraining.trainable:
         session.folder.warn(
             f"the estimate moves method.params={params} and the truth retraining.trainable={retraining.trainable}: "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -29,7 +30,9 @@ class Solution:
 
 
 class Solver(ABC):
-    """Options only; all state lives in `solve`."""
+    """Options only; all state lives in `solve`. `largest` is the most parameters that it can take, when there is a limit."""
+
+    largest: ClassVar[int | None] = None
 
     @abstractmethod
     def solve(self, curvature: Curvature, rhs: Float[Tensor, "p m"], seed: int) -> Solution:

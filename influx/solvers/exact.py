@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -10,10 +11,8 @@ from torch import Tensor
 
 from influx import rules
 from influx.curvature import Curvature
-from influx.errors import InfluxError, NumericalError, warn_accuracy
+from influx.errors import NumericalError, warn_accuracy
 from influx.solvers.base import Solution, Solver, relative_residual
-
-LARGEST = 20_000  # parameters; A alone is then 3.2 GB in float64
 
 
 @dataclass(frozen=True)
@@ -24,15 +23,12 @@ class Exact(Solver):
     inverse, and the estimate is then that of a saddle; a numerically singular A has none, and is refused.
     """
 
+    largest: ClassVar[int | None] = 20_000  # A alone is then 3.2 GB in float64
+
     def __post_init__(self) -> None:
         rules.check_fields("method.solver", self)
 
     def solve(self, curvature: Curvature, rhs: Float[Tensor, "p m"], seed: int) -> Solution:
-        if curvature.size > LARGEST:
-            raise InfluxError(
-                f"method=exact forms a {curvature.size:,} x {curvature.size:,} matrix; the limit is {LARGEST:,} parameters. "
-                "Use method=cg or method=lissa, or method.params=last_layer."
-            )
         matrix = curvature.dense()
         eigenvalues = torch.linalg.eigvalsh(matrix)
         smallest, largest = eigenvalues[0].item(), eigenvalues.abs().max().item()

@@ -39,7 +39,7 @@ class FirstOrder(Training):
         schedule: "constant", "linear" or "cosine" to zero over all steps, or "step" (x 0.1 at 1/2 and at 3/4 of them).
     """
 
-    lr: float = 0.1
+    lr: float = 0.05
     epochs: int = 30
     batch_size: int | None = 64
     weight_decay: float = 1e-3
@@ -165,6 +165,7 @@ class AdamW(FirstOrder):
     beta1: float = 0.9
     beta2: float = 0.999
     decoupled_decay: float = 1e-2
+    weight_decay: float = 0.0
 
     def optimizer(self, params: list[Tensor]) -> torch.optim.Optimizer:
         optimizer = torch.optim.AdamW(params, lr=self.lr, betas=(self.beta1, self.beta2), weight_decay=self.decoupled_decay, fused=True)
