@@ -13,10 +13,10 @@ from torch.testing import assert_close
 
 from influx.curvature import Curvature
 from influx.errors import AccuracyWarning, InfluxError, NumericalError
+from influx.estimators.inverse_curvature import InverseCurvature
 from influx.measurements import Loss
 from influx.objectives import SquaredError
 from influx.problem import Examples, Problem
-from influx.solvers import exact as exact_module
 from influx.solvers.base import Solution, Solver, relative_residual
 from influx.solvers.cg import ConjugateGradient
 from influx.solvers.exact import Exact
@@ -219,10 +219,9 @@ def test_damping_named_in_the_warning_is_enough():
     assert solve(Exact(), fitted, rhs, damping=1.05 * named).smallest_eigenvalue > 0  # named to two digits
 
 
-def test_exact_refuses_more_parameters_than_it_can_hold(monkeypatch):
-    monkeypatch.setattr(exact_module, "LARGEST", 10)
-    with pytest.raises(InfluxError, match=r"method=exact forms a 12 x 12 matrix; the limit is 10 parameters\. Use method=cg"):
-        solve(Exact(), quadratic(spectrum()), right_sides(2))
+def test_only_exact_limits_the_number_of_parameters():
+    """The command line refuses what exceeds the limit before it trains (test_bad_input)."""
+    assert [InverseCurvature(solver).largest for solver in SOLVERS.values()] == [20_000, None, None]
 
 
 # --------------------------------------------------------------------------------------------------------------------- cg
