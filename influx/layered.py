@@ -1,4 +1,6 @@
-"""Curvature products for plain chains of linear and elementwise layers, by hand: every step is one matrix product for all vectors.
+"""Curvature products and per-example gradients of plain chains of linear and elementwise layers, by hand.
+
+Every step of a product is one matrix product for all vectors.
 
 The R-operator for the Hessian (Pearlmutter 1994) and its Gauss-Newton part (Schraudolph 2002). For a layer with inputs h,
 pre-activations z = hWᵀ + b and outputs φ(z), vectors V, and a dot for the derivative along V:
@@ -12,7 +14,8 @@ with δ = ∂ℓ/∂z. The terms in brackets are the Hessian's alone. `torch.fun
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Shaped
@@ -106,7 +109,35 @@ def chain(
     targets: Shaped[Tensor, " rows"],
     objective: Objective,
 ) -> Chain:
-    """Run a layered module that `fits` on a block of rows and keep what products need. Memory: a few times its layer outputs."""
+    """Run a module that `fits` on a block of rows and keep what products need. Memory: a few times its layer outputs."""
+    layers, outputs = _run(module, params, inputs)
+    gradient, curved = _of_outputs(outputs, targets, objective)
+    return Chain(layers, curved, _above(layers, gradient))
+
+
+def gradients(
+    module: nn.Module,
+    params: dict[str, Tensor],
+    selected: tuple[str, ...],
+    inputs: Float[Tensor, " rows *shape"],
+    targets: Shaped[Tensor, " rows"],
+    value: Callable[[Tensor, Tensor], Tensor],
+) -> Float[Tensor, "rows p"]:
+    """The gradient of each row's `value(outputs, targets)`: outer products δ hᵀ, one backward pass for all rows."""
+    layers, outputs = _run(module, params, inputs)
+    with torch.enable_grad():
+        leaf = outputs.detach().requires_grad_(True)
+        gradient = torch.autograd.grad(value(leaf, targets).sum(), leaf)[0]
+    parts: Vectors = {}
+    for layer, above in zip(layers, _above(layers, gradient), strict=True):
+        delta = layer.after(above)
+        parts[f"{layer.name}.weight"] = (delta.unsqueeze(2) * layer.inputs.unsqueeze(1)).flatten(1)
+        parts[f"{layer.name}.bias"] = delta
+    return torch.cat([parts[name] for name in selected], dim=1)
+
+
+def _run(module: nn.Module, params: dict[str, Tensor], inputs: Float[Tensor, " rows *shape"]) -> tuple[tuple[Layer, ...], Tensor]:
+    """The layers with their inputs on these rows, and the outputs."""
     layers: list[Layer] = []
     hidden = inputs
     for name, part in module.named_children():
@@ -117,13 +148,16 @@ def chain(
             hidden = nn.functional.linear(hidden, params[f"{name}.weight"], params.get(f"{name}.bias"))
         else:
             hidden, first, second = _elementwise(part, hidden)
-            last = layers.pop()
-            layers.append(Layer(last.name, last.weight, last.inputs, first, second))
-    gradient, curved = _of_outputs(hidden, targets, objective)
+            layers[-1] = replace(layers[-1], first=first, second=second)
+    return tuple(layers), hidden
+
+
+def _above(layers: tuple[Layer, ...], gradient: Float[Tensor, "rows out"]) -> tuple[Float[Tensor, "rows out"], ...]:
+    """∂/∂φ(z) of each layer, from the gradient at the outputs down."""
     above = [gradient]
     for layer in reversed(layers[1:]):
         above.append(layer.after(above[-1]) @ layer.weight)
-    return Chain(tuple(layers), curved, tuple(reversed(above)))
+    return tuple(reversed(above))
 
 
 def _elementwise(function: nn.Module, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -19,6 +19,7 @@ from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
+from influx import layered
 from influx.measurements import Measurement
 from influx.models.base import last_layer
 from influx.objectives import Objective
@@ -103,21 +104,31 @@ class Problem:
 
     def train_gradients(self) -> Iterator[tuple[slice, Float[Tensor, "batch p"]]]:
         """∇ℓ_i for every training example, in blocks of rows. Cost: one forward and backward pass an example."""
-        yield from self._gradients(self.losses, self.train)
+        yield from self._gradients(self.objective.loss, self.train)
 
     def test_gradients(self) -> Float[Tensor, "n_test p"]:
         """∇m_t for every test example, or its mean when the measurement is of the whole set. Memory: n_test x P numbers."""
-        blocks = [g.sum(0, keepdim=True) if self.measurement.whole_set else g for _, g in self._gradients(self.measure, self.test)]
-        gradients = torch.cat(blocks)
-        return gradients.sum(0, keepdim=True) / len(self.test) if self.measurement.whole_set else gradients
+
+        def value(outputs: Tensor, targets: Tensor) -> Tensor:
+            return self.measurement.value(outputs, targets, self.objective)
+
+        made = (gradients for _, gradients in self._gradients(value, self.test))
+        if self.measurement.whole_set:
+            return torch.stack([gradients.sum(0) for gradients in made]).sum(0, keepdim=True) / len(self.test)
+        return torch.cat(list(made))
 
     def _gradients(
-        self, values: Callable[[Tensor, Examples], Tensor], examples: Examples
+        self, value: Callable[[Tensor, Tensor], Tensor], examples: Examples
     ) -> Iterator[tuple[slice, Float[Tensor, "batch p"]]]:
-        def one(theta: Tensor, x: Tensor, y: Tensor) -> Tensor:
-            return values(theta, Examples(x.unsqueeze(0), y.unsqueeze(0))).squeeze(0)
+        """Gradients of `value(outputs, targets)`, an example at a time: by layer products where the module allows, else by torch.func."""
 
-        per_example = vmap(grad(one), in_dims=(None, 0, 0))
+        def one(theta: Tensor, x: Tensor, y: Tensor) -> Tensor:
+            return value(self.outputs(theta, x.unsqueeze(0)), y.unsqueeze(0)).squeeze(0)
+
+        chained = layered.fits(self.module)
         for rows in blocks(len(examples), 4 * self.bytes_per_row + 2 * self.theta.nbytes):
             block = examples.take(rows)
-            yield rows, per_example(self.theta, block.inputs, block.targets)
+            if chained:
+                yield rows, layered.gradients(self.module, self.params, self.selected, block.inputs, block.targets, value)
+            else:
+                yield rows, vmap(grad(one), in_dims=(None, 0, 0))(self.theta, block.inputs, block.targets)

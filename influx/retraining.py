@@ -170,6 +170,11 @@ class Retraining:
 
         Cost: (n_removed + stacks) x n_seeds trainings, side by side in stacks; memory: one stack a worker.
         """
+        if any(isinstance(part, torch.nn.modules.batchnorm._BatchNorm) for part in experiment.module(seed).modules()):
+            warn_accuracy(
+                "batch normalisation mixes the rows of a batch: a left-out example counts for nothing in the loss, but still moves its "
+                "batch's mean and variance, so this truth is not quite its absence."
+            )
         seeds = [seed + s for s in range(self.seeds)]
         bases = [base, *(experiment.train(s, store) for s in seeds[1:])]
         parts = self._parts(experiment, len(rows))

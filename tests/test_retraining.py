@@ -21,7 +21,7 @@ from problems import (
 from sklearn.linear_model import LogisticRegression
 
 from influx import stacking
-from influx.errors import InfluxError
+from influx.errors import AccuracyWarning, InfluxError
 from influx.experiment import Experiment, Trained
 from influx.measurements import LogProbability, Margin, MeanLoss
 from influx.models.mlp import Mlp
@@ -492,6 +492,12 @@ def test_names_of_truths():
 
 
 # ---------------------------------------------------------------------------------------------------------- known defects
+
+
+def test_batch_normalisation_is_warned_of():
+    subject = made("conv", Sgd(lr=0.1, epochs=1), model=BatchNormNet())
+    with pytest.warns(AccuracyWarning, match="batch normalisation mixes the rows of a batch"):
+        retrain(subject, rows=np.array([5]))
 
 
 @pytest.mark.xfail(strict=True, reason="batch normalisation in training mode takes its statistics over left-out rows too")

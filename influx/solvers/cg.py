@@ -17,6 +17,8 @@ from influx.curvature import Curvature
 from influx.errors import NumericalError, warn_accuracy
 from influx.solvers.base import Solution, Solver
 
+BROKEN = 1e2  # a relative residual from which the answer is worse than none
+
 
 @dataclass(frozen=True)
 class ConjugateGradient(Solver):
@@ -48,6 +50,11 @@ class ConjugateGradient(Solver):
             residual = scaled - curvature.matmat(x)
         residuals = residual.norm(dim=0)
         converged = residuals <= tolerance
+        if not residuals.max().item() < BROKEN:
+            raise NumericalError(
+                f"cg broke down with a relative residual of {residuals.max().item():.0e}: the {curvature.kind} is numerically singular. "
+                "Set method.damping above 0, or train with training.weight_decay above 0."
+            )
         if not bool(converged.all()):
             warn_accuracy(
                 f"cg stopped after {iterations} steps with a largest relative residual of {residuals.max().item():.1e} "
