@@ -269,7 +269,7 @@ def test_cg_bounds_the_smallest_eigenvalue_from_above():
 def test_cg_on_a_singular_matrix_says_that_it_failed(kind):
     """Rank 6 of 12 and no damping: no solution exists, and no factorisation's own error may surface."""
     fitted = quadratic(spectrum(-1.0, 1.0), 0.0)  # the root clamps the negative half to zero
-    with pytest.raises(NumericalError, match="cg broke down|cg met negative curvature"):
+    with pytest.raises(NumericalError, match=r"cg broke down|cg met negative curvature"):
         solve(ConjugateGradient(max_iterations=50), fitted, right_sides(3), kind)
 
 
