@@ -143,7 +143,7 @@ def rerun(arguments: list[str]) -> int:
         raise InfluxError(f"{record} is damaged: it does not say what was run.") from error
     chosen = ",".join(f"{group}:{option}" for group, option in choices.items())
     again = [f"++choices={{{chosen}}}", *_own_hydra_settings()]
-    return launch(command, ["-cp", str(folder / ".hydra"), "-cn", "config", *arguments[1:], *again])
+    return launch(command, ["-cp", str(folder / ".hydra"), "-cn", "config", *again, *arguments[1:]])
 
 
 def _own_hydra_settings() -> list[str]:

@@ -8,7 +8,8 @@ from __future__ import annotations
 import hashlib
 import time
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,9 +29,20 @@ from influx.store import Store
 from influx.training import Fit, Task, Training
 from influx.trajectory import Trajectory
 
-ENGINE_VERSION = 2  # raised by hand when the same key would no longer give the same numbers
+ENGINE = (  # what turns a key into numbers, beside the objects that the key describes
+    "curvature.py", "experiment.py", "layered.py", "measurements.py", "models", "objectives.py", "problem.py", "retraining.py",
+    "seeding.py", "stacking.py", "training",
+)  # fmt: skip
 
 HISTORY = ("epoch", "loss", "objective", "accuracy", "gradient_norm")  # columns of a training's record
+
+
+@cache
+def engine_digest() -> str:
+    """SHA-256 of the engine's source: an edit of any of it makes stored results strangers."""
+    package = Path(__file__).parent
+    files = [file for part in ENGINE for file in sorted([package / part] if part.endswith(".py") else (package / part).glob("*.py"))]
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -100,7 +112,7 @@ class Experiment:
         """Everything that determines a trained model."""
         inputs = self.data.train_inputs
         return {
-            "engine": ENGINE_VERSION,
+            "engine": engine_digest(),
             "torch": torch.__version__,
             "data": self.train_digest,
             "inputs": list(self.data.input_shape),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import sys
 import typing
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
@@ -67,11 +68,13 @@ def _annotated(cls: type, argument: str, group: str) -> type:
 
 
 def describe(instance: Any) -> dict[str, Any]:
-    """What determines an object built from a configuration: class, fields, and for a class outside `influx` its source text."""
+    """What determines an object built from a configuration: class, fields, and the source of every module outside `influx` that its class
+    or a base class comes from (other helpers that those call are not seen)."""
     cls = type(instance)
     said: dict[str, Any] = {"class": f"{cls.__module__}.{cls.__qualname__}"}
     for name, value in vars(instance).items():
         said[name] = describe(value) if hasattr(value, "__dict__") and not isinstance(value, type) else value
-    if not cls.__module__.startswith("influx."):
-        said["source"] = inspect.getsource(inspect.getmodule(cls) or cls)
+    foreign = {base.__module__ for base in cls.__mro__ if not base.__module__.startswith(("influx.", "builtins", "abc"))}
+    if foreign:
+        said["source"] = {name: inspect.getsource(sys.modules[name]) for name in sorted(foreign)}
     return said

@@ -29,18 +29,22 @@ from influx.training import Task
 from influx.training.first_order import FirstOrder
 
 STACK_BYTES = 32 * 2**20  # aim for one stack's parameters, their optimiser state and one batch's layer outputs
-TRIAL_EPOCHS = 50  # model-epochs of the trial behind a prediction
 FEWEST, MOST = 8, 128  # models in a stack when the size is chosen
 
 
 @dataclass(frozen=True)
 class Control:
-    """Retraining with nothing left out, against the trained model. From scratch on a CPU both differences are exactly 0; from the
-    optimum they are the drift of further training, which every retrained model shares."""
+    """Retraining with nothing left out, against the trained model.
+
+    The first three are of a model alone: from scratch on a CPU exactly 0; from the optimum the drift of further training, which every
+    retrained model shares. The last is of the models with nothing left out inside the stacks that give the truth: from scratch it is
+    what rounding does to a change.
+    """
 
     largest_parameter_change: float
     largest_measurement_change: float
     mean_measurement_change: float
+    largest_measurement_change_in_stacks: float
 
 
 @dataclass(frozen=True)
@@ -65,8 +69,8 @@ class Retraining:
         removed: how many examples are left out, one at a time, or "all".
         selection: "random", "top" (largest mean |estimate| over the test examples), "loss" (highest training loss), "stratified" (evenly
             spaced ranks of the mean estimate) or "all".
-        index: explicit positions in the data set's own order; overrides `removed` and `selection`.
-        seeds: number of seeds, counted up from the run's.
+        index: explicit positions in the data set's own order, in any order, repeats counted once; overrides `removed` and `selection`.
+        seeds: number of seeds, counted up from the run's; the estimate's own model is the first of them.
         trainable: "all", or "last_layer": the parameters that retraining may move.
         epochs: of each retraining; null as in training.
         divisor: "n" keeps the objective's divisor, "n-1" averages over the examples that are left.
@@ -98,8 +102,8 @@ class Retraining:
 
     @property
     def name(self) -> str:
-        """The truth's name in tables."""
-        return f"loo_{self.start}" + ("_last_layer" if self.trainable == "last_layer" else "")
+        """The start and what may move, as tables name it."""
+        return self.start + ("_last_layer" if self.trainable == "last_layer" else "")
 
     def check(self, train_index: Int[np.ndarray, " n_train"], experiment: Experiment) -> None:
         """Refuse what cannot be retrained, before anything is trained.
@@ -145,25 +149,25 @@ class Retraining:
             rows = np.argsort(-rank, kind="stable")[:count]
         return np.sort(rows)
 
-    def predict(self, experiment: Experiment, base: Trained, rows: Int[np.ndarray, " n_removed"], seed: int) -> float:
-        """Seconds that `run` takes when nothing is stored, from a trial: a few epochs of one stack, or one stack to its optimum."""
-        training = experiment.training
-        stacks = [rows[part] for part in self._parts(experiment, len(rows))]
+    def predict(self, experiment: Experiment, base: Trained, rows: Int[np.ndarray, " n_removed"], seed: int, store: Store) -> float:
+        """Seconds that `run` will take, from a trial of one stack; 0 when everything is stored.
 
-        def seconds(options: Retraining) -> float:
-            begun = time.perf_counter()
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", AccuracyWarning)  # `run` will say it
-                options._retrain(experiment, base, stacks[0], seed)
-            return time.perf_counter() - begun
-
-        if isinstance(training, FirstOrder):
-            epochs, few = self.epochs or training.epochs, 1 + max(1, TRIAL_EPOCHS // len(stacks[0]))
-            short, longer = seconds(replace(self, epochs=1)), seconds(replace(self, epochs=few))
-            stack_seconds = short + (epochs - 1) * max(0.0, longer - short) / (few - 1)
-        else:
-            stack_seconds = seconds(self)
-        return stack_seconds * len(stacks) * self.seeds / self.workers + (self.seeds - 1) * base.seconds
+        A trial that is a whole training is kept in the store, where `run` finds it.
+        """
+        first = self._shards(experiment, [base], rows, [seed], store)
+        if all(store.holds("retrained", self.shard_key(experiment, shard.rows, seed + s)) for shard in first for s in range(self.seeds)):
+            return 0.0
+        training = experiment.training.shortened(self.epochs)
+        short, share = training.trial(len(base.history), len(first[0].rows) + 1)
+        begun = time.perf_counter()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", AccuracyWarning)  # `run` will say it
+            if share == 1.0:
+                first[0].run()
+            else:
+                short.fit(self._task(experiment, base, first[0].rows, seed))
+        seconds = time.perf_counter() - begun
+        return seconds / share * len(first) * self.seeds / self.workers + (self.seeds - 1) * base.seconds
 
     def run(self, experiment: Experiment, base: Trained, rows: Int[np.ndarray, " n_removed"], seed: int, store: Store) -> Truth:
         """Retrain without each of `rows`, for every seed. Finished stacks are stored and never trained again.
@@ -177,22 +181,24 @@ class Retraining:
             )
         seeds = [seed + s for s in range(self.seeds)]
         bases = [base, *(experiment.train(s, store) for s in seeds[1:])]
-        parts = self._parts(experiment, len(rows))
-        jobs = [(s, k, part) for s in range(self.seeds) for k, part in enumerate(parts)]
+        shards = self._shards(experiment, bases, rows, seeds, store)
         change = np.empty((len(rows), experiment.n_test, self.seeds))
-        full = np.empty((experiment.n_test, self.seeds, len(parts)))
-        reused = 0
-        tasks = [Shard(self, experiment, bases[s], rows[part], seeds[s], store) for s, _, part in jobs]
-        for (s, k, part), (values, reference, stored) in zip(jobs, _results(tasks, self.workers), strict=True):
-            change[part, :, s] = values - reference
-            full[:, s, k] = reference
-            reused += stored
-        control = self._control(experiment, base, seed)
-        return Truth(change, full[:, :, 0], rows, np.array(seeds), control, reused, len(jobs))
+        full = np.empty((experiment.n_test, self.seeds))
+        results = []
+        for shard, result in zip(shards, _results(shards, self.workers), strict=True):
+            s = shard.seed - seed
+            change[np.searchsorted(rows, shard.rows), :, s] = result.values - result.reference
+            full[:, s] = result.reference
+            results.append(result)
+        control = self._control(experiment, base, seed, max(result.drift for result in results))
+        return Truth(change, full, rows, np.array(seeds), control, sum(result.stored for result in results), len(shards))
 
-    def _parts(self, experiment: Experiment, count: int) -> list[slice]:
+    def _shards(
+        self, experiment: Experiment, bases: list[Trained], rows: Int[np.ndarray, " n_removed"], seeds: list[int], store: Store
+    ) -> list[Shard]:
         size = self.models_at_once or _stack_size(experiment)
-        return [slice(start, min(start + size, count)) for start in range(0, count, size)]
+        parts = [rows[start : start + size] for start in range(0, len(rows), size)]
+        return [Shard(self, experiment, base, part, seed, store) for base, seed in zip(bases, seeds, strict=True) for part in parts]
 
     def _retrain(
         self, experiment: Experiment, base: Trained, rows: Int[np.ndarray, " k"], seed: int
@@ -215,13 +221,13 @@ class Retraining:
             task = replace(task, params=params, buffers=buffers, trainable=experiment.trainable(self.trainable, task.module))
         return replace(task, reference=base.params) if len(rows) else task
 
-    def _control(self, experiment: Experiment, base: Trained, seed: int) -> Control:
+    def _control(self, experiment: Experiment, base: Trained, seed: int, in_stacks: float) -> Control:
         task = self._task(experiment, base, np.arange(0), seed)
         fit = experiment.training.shortened(self.epochs).fit(task)
         moved = max((fit.params[name][0] - base.params[name]).abs().max().item() for name in base.params)
         before = experiment.measure(task.module, stacking.stack(base.params, 1), stacking.stack(base.buffers, 1))
         drift = experiment.measure(task.module, fit.params, fit.buffers) - before
-        return Control(moved, drift.abs().max().item(), drift.mean().item())
+        return Control(moved, drift.abs().max().item(), drift.mean().item(), in_stacks)
 
     def shard_key(self, experiment: Experiment, rows: Int[np.ndarray, " k"], seed: int) -> dict[str, object]:
         """Everything that determines one stack's measurements."""
@@ -238,6 +244,17 @@ class Retraining:
 
 
 @dataclass(frozen=True)
+class StackResult:
+    """Measurements without each row, the reference they are compared with, the drift of the model with nothing left out, and whether all
+    came from the store."""
+
+    values: Float[np.ndarray, "k n_test"]
+    reference: Float[np.ndarray, " n_test"]
+    drift: float
+    stored: bool
+
+
+@dataclass(frozen=True)
 class Shard:
     """One stack of retrainings: the unit of work, of storage and of loss when killed. Picklable."""
 
@@ -248,8 +265,7 @@ class Shard:
     seed: int
     store: Store
 
-    def run(self) -> tuple[np.ndarray, np.ndarray, bool]:
-        """(measurements without each row [k, n_test], the reference [n_test], whether both came from the store)."""
+    def run(self) -> StackResult:
         key = self.options.shard_key(self.experiment, self.rows, self.seed)
         stored = self.store.load("retrained", key)
         if stored is None:
@@ -259,7 +275,8 @@ class Shard:
             values, trained = stored["values"], stored["trained"].unsqueeze(0)
         values_np, trained_np = values.double().cpu().numpy(), trained.double().cpu().numpy()
         own = self.options.start == "scratch" or self.options.subtract_drift
-        return values_np[1:], values_np[0] if own else trained_np[0], stored is not None
+        drift = float(np.abs(values_np[0] - trained_np[0]).max())
+        return StackResult(values_np[1:], values_np[0] if own else trained_np[0], drift, stored is not None)
 
 
 def _stack_size(experiment: Experiment) -> int:
@@ -272,7 +289,7 @@ def _stack_size(experiment: Experiment) -> int:
     return int(np.clip(STACK_BYTES // (state + 4 * min(batch, experiment.data.n_train) * each), FEWEST, MOST))
 
 
-def _results(tasks: list[Shard], workers: int) -> Iterator[tuple[np.ndarray, np.ndarray, bool]]:
+def _results(tasks: list[Shard], workers: int) -> Iterator[StackResult]:
     if workers == 1:
         yield from (task.run() for task in progress(tasks, "retraining stacks"))
         return
@@ -285,9 +302,7 @@ def _results(tasks: list[Shard], workers: int) -> Iterator[tuple[np.ndarray, np.
         yield result
 
 
-def _in_worker(
-    run: Callable[[], tuple[np.ndarray, np.ndarray, bool]], threads: int
-) -> tuple[tuple[np.ndarray, np.ndarray, bool], list[str]]:
+def _in_worker(run: Callable[[], StackResult], threads: int) -> tuple[StackResult, list[str]]:
     """A stack's result, and its accuracy warnings, which would otherwise end on the worker's own standard error."""
     torch.set_num_threads(threads)
     with warnings.catch_warnings(record=True) as caught:

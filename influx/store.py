@@ -54,6 +54,11 @@ class Store:
         name = digest(key)
         return self.root / kind / name[:2] / f"{name}.safetensors"
 
+    def holds(self, kind: str, key: Key) -> bool:
+        """Whether there is an entry, sound or not."""
+        path = self.path(kind, key)
+        return path is not None and path.exists()
+
     def load(self, kind: str, key: Key) -> dict[str, Tensor] | None:
         """The entry's tensors, or None when there is none. A damaged entry is reported, removed, and counts as none."""
         path = self.path(kind, key)

@@ -83,7 +83,7 @@ def test_terminal_table_has_value_interval_and_ceiling():
 
 def test_verdict_names_the_ceiling():
     assert verdict(comparison()) == [
-        "Spearman 0.340 [0.280, 0.400]; no estimator can be expected to pass 0.610 against a truth this noisy (4 seeds)."
+        "Spearman 0.340 [0.280, 0.400]; no estimate that is blind to the seeds' noise can be expected to pass 0.610 (4 seeds)."
     ]
 
 

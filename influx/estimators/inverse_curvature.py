@@ -43,7 +43,10 @@ class InverseCurvature(Estimator):
 
     def __post_init__(self) -> None:
         rules.check_fields("method", self)
-        object.__setattr__(self, "largest", self.solver.largest)
+
+    @property
+    def largest(self) -> int | None:  # type: ignore[override]
+        return self.solver.largest
 
     def estimate(self, problem: Problem, trajectory: Trajectory | None, seed: int) -> Estimate:
         problem = problem.select(self.params)

@@ -50,6 +50,12 @@ def prepare(session: Session) -> Estimator:
             f"method={type(estimator).__name__} follows the training run step by step, and {type(training).__name__} keeps no such record: "
             "use training=sgd, adam or adamw."
         )
+    decoupled = getattr(training, "decoupled_decay", 0.0)
+    if decoupled > 0:
+        session.folder.warn(
+            f"training.decoupled_decay={decoupled:g} shrinks the parameters without being part of the objective, so no "
+            "curvature holds it: the estimate describes another problem than the one that was trained."
+        )
     module = experiment.module(session.seed)
     size = sum(module.get_parameter(name).numel() for name in experiment.trainable(estimator.params, module))
     if estimator.largest is not None and size > estimator.largest:

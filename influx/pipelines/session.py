@@ -15,7 +15,7 @@ from influx.experiment import Experiment
 from influx.instantiate import build
 from influx.measurements import Measurement
 from influx.models import Model
-from influx.objectives import Objective
+from influx.objectives import CrossEntropy, Objective, SquaredError
 from influx.runfolder import RunFolder
 from influx.stacking import is_layered
 from influx.store import Store
@@ -56,6 +56,7 @@ def open_session(config: Mapping[str, Any], choices: Mapping[str, str], folder: 
     experiment = Experiment(data, model, training, objective, measurement)
     module = experiment.module(config["seed"])
     _check_targets(experiment)
+    _check_batches(experiment, module)
     size = sum(p.numel() for p in module.parameters())
     threads = _set_threads(config["threads"], size, not is_layered(module))
     folder.record |= {"device": str(device), "threads": threads, "n_parameters": size}
@@ -71,17 +72,23 @@ def open_session(config: Mapping[str, Any], choices: Mapping[str, str], folder: 
 def _check_targets(experiment: Experiment) -> None:
     """One example through objective and measurement: what cannot take these outputs and targets says so now."""
     data, module = experiment.data, experiment.module(0)
-    objective, labels = type(experiment.objective).__name__, data.task == "classification"
-    if (objective == "CrossEntropy" and not labels) or (objective == "SquaredError" and labels):
+    objective, labels = experiment.objective, data.task == "classification"
+    if isinstance(objective, SquaredError if labels else CrossEntropy):
         right = "cross_entropy" if labels else "squared_error"
-        raise InfluxError(f"objective={config_name(objective)} does not fit {data.task} targets; use objective=supervised or {right}.")
+        raise InfluxError(f"objective={type(objective).__name__} does not fit {data.task} targets; use objective=supervised or {right}.")
     with torch.no_grad():
         experiment.measurement.value(module(data.test_inputs[:1]), data.test_targets[:1], experiment.objective)
 
 
-def config_name(class_name: str) -> str:
-    """`CrossEntropy` -> `cross_entropy`."""
-    return "".join(f"_{c.lower()}" if c.isupper() else c for c in class_name).lstrip("_")
+def _check_batches(experiment: Experiment, module: torch.nn.Module) -> None:
+    """A batch of one row has no variance to normalise by; say so now, not in the middle of training."""
+    rows, size = experiment.data.n_train, getattr(experiment.training, "batch_size", None)
+    normalised = any(isinstance(part, torch.nn.modules.batchnorm._BatchNorm) for part in module.modules())
+    if normalised and size is not None and rows % size == 1:
+        raise InfluxError(
+            f"the last batch of {rows} examples in batches of {size} has one row, which batch normalisation cannot take: "
+            "choose another training.batch_size."
+        )
 
 
 def _device(wanted: str) -> torch.device:

@@ -64,10 +64,9 @@ def validate(session: Session, estimator: Estimator, retraining: Retraining | No
 def _truth(session: Session, made: Estimated, retraining: Retraining) -> Truth:
     experiment, folder, seed = session.experiment, session.folder, session.seed
     rows = retraining.choose(experiment.data.train_index, made.influence, made.train_losses, seed)
-    log.info(
-        "retraining without each of %d examples, %d seed(s): about %.0f s",
-        len(rows), retraining.seeds, retraining.predict(experiment, made.trained, rows, seed),
-    )  # fmt: skip
+    with folder.stage("predict"):
+        seconds = retraining.predict(experiment, made.trained, rows, seed, session.store)
+    log.info("retraining without each of %d examples, %d seed(s): about %.0f s", len(rows), retraining.seeds, seconds)
     with folder.stage("retrain"):
         truth = retraining.run(experiment, made.trained, rows, seed, session.store)
     if truth.reused:
@@ -79,7 +78,8 @@ def _truth(session: Session, made: Estimated, retraining: Retraining) -> Truth:
 
 
 def _write_tables(session: Session, table: pd.DataFrame, retraining: Retraining) -> None:
-    identity = {"method": session.choices["method"], "truth": retraining.name, "measurement": session.choices["measurement"]}
+    truth = f"{session.config['truth']}_{retraining.name}"
+    identity = {"method": session.choices["method"], "truth": truth, "measurement": session.choices["measurement"]}
     full = pd.DataFrame([{**identity, **row} for row in table.to_dict("records")])
     session.folder.csv("correlations.csv", full)
     session.folder.text("correlations.md", to_markdown(full))
@@ -104,5 +104,8 @@ def _say(session: Session, table: pd.DataFrame, truth: Truth) -> None:
     for line in verdict(table):
         log.info("%s", line)
     control = truth.control
-    log.info("retraining with nothing left out moves the measurement by at most %.2g (control)", control.largest_measurement_change)
+    log.info(
+        "control: retraining with nothing left out moves the measurement by at most %.2g alone, %.2g among the others",
+        control.largest_measurement_change, control.largest_measurement_change_in_stacks,
+    )  # fmt: skip
     log.info("scatter plot: %s", session.folder.path / "scatter.png")

@@ -10,6 +10,7 @@ from rich.table import Table
 
 from influx.statistics import seeds_needed
 
+FEW = 10  # removed examples; a bootstrap of fewer is too narrow
 NOISELESS = 0.995  # a ceiling from which the truth's noise is not worth a word
 MOSTLY_NOISE = 0.5  # a ceiling below this makes a comparison nearly meaningless
 USEFUL = 0.8  # the ceiling that the advice on seeds aims at
@@ -71,7 +72,7 @@ def _headline(row: Any) -> str:
     ceiling, seeds = significant(row.noise_ceiling), _count(row.n_seeds, "seed")
     if row.noise_ceiling >= NOISELESS:
         return f"{said}; the truth is the same for all {seeds}, so the whole distance to 1 is the estimate's."
-    return f"{said}; no estimator can be expected to pass {ceiling} against a truth this noisy ({seeds})."
+    return f"{said}; no estimate that is blind to the seeds' noise can be expected to pass {ceiling} ({seeds})."
 
 
 def _about_noise(row: Any) -> str:
@@ -91,6 +92,8 @@ def _about_noise(row: Any) -> str:
 def _about_interval(row: Any) -> str:
     if row.n_removed < 3:
         return f"No interval: {_count(row.n_removed, 'removed example')} cannot show how much the correlation varies."
+    if row.n_removed < FEW:
+        return f"{row.n_removed} removed examples are too few for the interval to be trusted: raise retraining.removed."
     if row.ci_low <= 0 <= row.ci_high:
         return "The interval holds 0: these removals do not tell the estimate from an unrelated one."
     return ""

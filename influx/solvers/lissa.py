@@ -63,10 +63,10 @@ class Lissa(Solver):
         residual = relative_residual(curvature, x, rhs)
         converged = residual <= RESIDUAL
         if not bool(converged.all()):
+            enough = f" ({5 * scale / curvature.shift:.0f} would be 5 scale/(λ + damping))" if curvature.shift > 0 else ""
             warn_accuracy(
                 f"lissa left a relative residual of {residual.median().item():.2g} (median; largest {residual.max().item():.2g}) after "
-                f"{self.depth} steps of 1/{scale:.3g}: raise method.solver.depth ({5 * scale / max(curvature.shift, 1e-12):.0f} would be "
-                "5 scale/(λ + damping)), method.damping, or method.solver.batch_size."
+                f"{self.depth} steps of 1/{scale:.3g}: raise method.solver.depth{enough}, method.damping, or method.solver.batch_size."
             )
         steps = torch.full((rhs.shape[1],), self.depth * self.repeats)
         return Solution(x, steps, residual, converged, curvature.shift + scale / self.depth)

@@ -2,7 +2,8 @@
 
 The objective of model k is `J_k(θ) = (1/n) Σ_i w[k, i] ℓ_i(θ) + (λ/2)‖θ‖²`. Leaving example i out is `w[k, i] = 0` with the divisor still
 n, in the same batch order, so that a leave-one-out model differs from the full one in nothing else. Example weights of a batch are
-divided by the batch's size, left-out rows included.
+divided by the batch's size, left-out rows included. (Batch normalisation breaks this promise: a row of weight 0 still enters its batch's
+mean and variance.)
 """
 
 from __future__ import annotations
@@ -40,6 +41,10 @@ class Task:
     seed: int
     reference: dict[str, Tensor] | None = None
     record: bool = False
+
+    @property
+    def all_trainable(self) -> bool:
+        return set(self.trainable) == set(self.params)
 
     @property
     def models(self) -> int:
@@ -85,6 +90,11 @@ class Training(ABC):
             NumericalError: the loss or the gradient is no longer finite, or a convex method meets a problem that is not; the message
                 names the step and the knob to turn.
         """
+
+    @abstractmethod
+    def trial(self, iterations: int, models: int) -> tuple[Training, float]:
+        """A short training of `models` models to predict the time from, and its share of the whole (1: it is the whole), when the model
+        trained on all examples took so many iterations."""
 
     def shortened(self, epochs: int | None) -> Training:
         """The same training with another number of epochs (null: as it is)."""

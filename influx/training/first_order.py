@@ -24,6 +24,7 @@ from influx.stacking import Stack
 from influx.training.base import Fit, Task, Training, summarise
 from influx.trajectory import Step, Trajectory
 
+TRIAL_EPOCHS = 100  # model-epochs of the trial behind a prediction
 HISTORY_ROWS = 1000  # at most; a longer training is summarised every few epochs
 
 
@@ -55,7 +56,7 @@ class FirstOrder(Training):
         """torch.optim's optimiser over the stacked parameters, with coupled weight decay."""
 
     def fit(self, task: Task) -> Fit:
-        module = copy.deepcopy(task.module).train()  # the caller's module keeps its mode
+        module = copy.deepcopy(task.module).train(mode=task.all_trainable)  # frozen features stay as they are used: in evaluation mode
         params = {name: value.detach().clone(memory_format=torch.contiguous_format) for name, value in task.params.items()}
         buffers = {name: value.clone() for name, value in task.buffers.items()}
         for name in task.trainable:
@@ -81,6 +82,10 @@ class FirstOrder(Training):
         params = {name: value.detach() for name, value in params.items()}
         norms = summarise(task, params, buffers, self.weight_decay)[1]
         return Fit(params, buffers, norms, history, Trajectory(tuple(steps)) if task.record else None)
+
+    def trial(self, iterations: int, models: int) -> tuple[Training, float]:
+        few = min(self.epochs, 1 + math.ceil(TRIAL_EPOCHS / models))
+        return replace(self, epochs=few), few / self.epochs
 
     def _steps_per_epoch(self, task: Task) -> int:
         n = len(task.examples)

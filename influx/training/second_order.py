@@ -25,6 +25,7 @@ from influx.training.base import Fit, Task, Training, summarise
 
 MEMORY = 10  # pairs of the quasi-Newton history
 LARGEST = 10_000  # parameters of a dense Newton Hessian: 0.8 GB in float64
+TRIAL_ITERATIONS = 5  # of the trial behind a prediction
 BACKTRACKS = 30
 STALLED = 8  # iterations without a smaller objective or gradient: the number type's limit
 
@@ -76,6 +77,9 @@ class Newton(SecondOrder):
     Cost: a few Hessians for the reference, then about 5-10 gradients and triangular solves a model.
     """
 
+    def trial(self, iterations: int, models: int) -> tuple[Training, float]:
+        return self, 1.0  # a stack takes less time than anything shorter that could stand for it
+
     def minimise(self, task: Task) -> tuple[Stack, list[dict[str, float]]]:
         size = sum(task.params[name][0].numel() for name in task.trainable)
         if size > LARGEST:
@@ -116,6 +120,10 @@ class Lbfgs(SecondOrder):
     weight_decay: float = 1e-3
     tolerance: float = 1e-6
     max_iterations: int = 2000
+
+    def trial(self, iterations: int, models: int) -> tuple[Training, float]:
+        few = min(TRIAL_ITERATIONS, iterations)
+        return replace(self, max_iterations=few), few / max(1, iterations)
 
     def minimise(self, task: Task) -> tuple[Stack, list[dict[str, float]]]:
         objective = Flat(task, self.weight_decay)
