@@ -142,8 +142,9 @@ def rerun(arguments: list[str]) -> int:
     except (ValueError, KeyError) as error:
         raise InfluxError(f"{record} is damaged: it does not say what was run.") from error
     chosen = ",".join(f"{group}:{option}" for group, option in choices.items())
-    again = [f"++choices={{{chosen}}}", *_own_hydra_settings()]
-    return launch(command, ["-cp", str(folder / ".hydra"), "-cn", "config", *again, *arguments[1:]])
+    given = {word.lstrip("+~").partition("=")[0] for word in arguments[1:]}
+    again = [word for word in _own_hydra_settings() if word.lstrip("+").partition("=")[0] not in given]
+    return launch(command, ["-cp", str(folder / ".hydra"), "-cn", "config", *arguments[1:], f"++choices={{{chosen}}}", *again])
 
 
 def _own_hydra_settings() -> list[str]:

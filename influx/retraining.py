@@ -61,6 +61,14 @@ class Truth:
 
 
 @dataclass(frozen=True)
+class Prediction:
+    """Seconds that retraining will take, and how many stacks the trial has already trained and stored."""
+
+    seconds: float
+    trained: int
+
+
+@dataclass(frozen=True)
 class Retraining:
     """Which examples to leave out, from where to start, with which seeds.
 
@@ -149,25 +157,22 @@ class Retraining:
             rows = np.argsort(-rank, kind="stable")[:count]
         return np.sort(rows)
 
-    def predict(self, experiment: Experiment, base: Trained, rows: Int[np.ndarray, " n_removed"], seed: int, store: Store) -> float:
-        """Seconds that `run` will take, from a trial of one stack; 0 when everything is stored.
-
-        A trial that is a whole training is kept in the store, where `run` finds it.
-        """
+    def predict(self, experiment: Experiment, base: Trained, rows: Int[np.ndarray, " n_removed"], seed: int, store: Store) -> Prediction:
+        """The time that `run` will take, from a trial of one stack; a trial that is a whole training is kept in the store for `run`."""
         first = self._shards(experiment, [base], rows, [seed], store)
         if all(store.holds("retrained", self.shard_key(experiment, shard.rows, seed + s)) for shard in first for s in range(self.seeds)):
-            return 0.0
+            return Prediction(0.0, 0)
         training = experiment.training.shortened(self.epochs)
         short, share = training.trial(len(base.history), len(first[0].rows) + 1)
-        begun = time.perf_counter()
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", AccuracyWarning)  # `run` will say it
-            if share == 1.0:
-                first[0].run()
-            else:
+        begun, trained = time.perf_counter(), 0
+        if share == 1.0:
+            trained = 1 - first[0].run().stored
+        else:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", AccuracyWarning)  # `run` will say it
                 short.fit(self._task(experiment, base, first[0].rows, seed))
-        seconds = time.perf_counter() - begun
-        return seconds / share * len(first) * self.seeds / self.workers + (self.seeds - 1) * base.seconds
+        seconds = (time.perf_counter() - begun) / share * len(first) * self.seeds / self.workers
+        return Prediction(seconds + (self.seeds - 1) * base.seconds, trained)
 
     def run(self, experiment: Experiment, base: Trained, rows: Int[np.ndarray, " n_removed"], seed: int, store: Store) -> Truth:
         """Retrain without each of `rows`, for every seed. Finished stacks are stored and never trained again.

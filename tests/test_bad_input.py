@@ -199,6 +199,10 @@ EARLY = [
     ("train dataset=csv dataset.path=nowhere.csv", r"dataset.path=nowhere.csv is not a file \(looked for .*nowhere.csv\)"),
     # what does not fit the data
     ("train dataset=iris dataset.train_size=40 model=lenet", r"model=lenet needs images; this data set has rows of 4 numbers"),
+    (
+        "train model=resnet18 training.batch_size=59",
+        r"the last batch of 60 examples in batches of 59 has one row, .*choose another training.batch_size",
+    ),
     ("train model=lenet", r"model=lenet needs images of at least 14x14 pixels; these are 8x8. Use model=mlp"),
     ("train model=vgg11", r"model=vgg needs images of at least 32x32 pixels; these are 8x8"),
     ("train model=linear training=sgd", r"model=linear is for regression; this data set is for classification. Use model=logistic"),
@@ -330,6 +334,11 @@ def test_a_missing_torchvision_is_named(monkeypatch: pytest.MonkeyPatch) -> None
 
 WARNED = [
     ("estimate method=exact method.curvature=hessian model.width=4", r"the hessian is not positive definite \(smallest eigenvalue -"),
+    (
+        "estimate training=adamw training.epochs=2 method.damping=0.1",
+        r"training.decoupled_decay=0.01 shrinks the parameters without being part of the objective",
+    ),
+    ("estimate method=lissa method.solver.depth=1 training.weight_decay=0", r"raise method.solver.depth, method.damping"),
     ("estimate method=lissa method.solver.depth=1", r"lissa left a relative residual of .*raise method.solver.depth"),
     ("estimate method=cg method.solver.max_iterations=1", r"cg stopped after 1 steps? with a largest relative residual"),
     ("train model=logistic training.max_iterations=1", r"training stopped at a gradient norm of .*training.max_iterations=1 is too few"),

@@ -245,6 +245,11 @@ def test_rerun_takes_overrides(run_influx: Run, tmp_path: Path, original: Ran) -
     assert (again.folder / "influence.npz").read_bytes() != (original.folder / "influence.npz").read_bytes()
 
 
+def test_rerun_goes_where_it_is_told(run_influx: Run, tmp_path: Path, original: Ran) -> None:
+    run_influx("rerun", str(original.folder), "hydra.run.dir=elsewhere", cwd=tmp_path)
+    assert record(tmp_path / "elsewhere")["status"] == "finished"
+
+
 def test_rerun_sweeps(run_influx: Run, tmp_path: Path, original: Ran) -> None:
     ran = run_influx("rerun", str(original.folder), "-m", "seed=1,2", cwd=tmp_path)
     assert [record(folder)["seed"] for folder in ran.folders] == [1, 2]

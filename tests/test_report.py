@@ -95,6 +95,7 @@ def test_verdict_names_the_ceiling():
         ({"noise_ceiling": 0.3}, "The truth is mostly noise: a low correlation says little .* About retraining.seeds=72 .* ceiling to 0.8"),
         ({"noise_ceiling": 0.0}, "The truth is mostly noise.* Its seeds do not agree"),
         ({"ci_low": -0.1}, "The interval holds 0"),
+        ({"n_removed": 9}, "9 removed examples are too few for the interval to be trusted: raise retraining.removed."),
         ({"n_removed": 1, "ci_low": np.nan, "ci_high": np.nan}, "No interval: 1 removed example cannot"),
         ({"n_undefined": 3}, "3 of 20 test examples left out of the mean"),
         ({"value": np.nan, "ci_low": np.nan, "n_undefined": 20}, "Spearman is undefined"),

@@ -438,7 +438,7 @@ def test_options_of_a_users_measurement_are_part_of_the_key(tmp_path):
 @pytest.mark.parametrize("name", ["sgd", "newton"])
 def test_the_prediction_is_a_time(name):
     subject = CONTROLS[name]
-    assert 0 < Retraining().predict(subject, base(subject), ROWS, SEED) < 60
+    assert 0 < Retraining().predict(subject, base(subject), ROWS, SEED, NOTHING_KEPT).seconds < 60
 
 
 def test_more_removals_than_examples_are_refused():
@@ -486,9 +486,9 @@ def test_a_wrong_option_is_refused(options, message):
 
 
 def test_names_of_truths():
-    assert Retraining().name == "loo_scratch"
-    assert Retraining(start="warm").name == "loo_warm"
-    assert Retraining(start="warm", trainable="last_layer").name == "loo_warm_last_layer"
+    assert Retraining().name == "scratch"
+    assert Retraining(start="warm").name == "warm"
+    assert Retraining(start="warm", trainable="last_layer").name == "warm_last_layer"
 
 
 # ---------------------------------------------------------------------------------------------------------- known defects

@@ -229,7 +229,7 @@ def test_the_record_says_what_ran_where_and_how_long(validated: Ran) -> None:
     assert said["device"] in ("cpu", "cuda")
     assert said["threads"] == 1
     assert said["n_parameters"] == 64 * 32 + 32 + 32 * 10 + 10
-    assert list(said["stage_seconds"]) == ["data", "train", "estimate", "retrain", "compare"]
+    assert list(said["stage_seconds"]) == ["data", "train", "estimate", "predict", "retrain", "compare"]
     assert said["choices"]["method"] == "cg"
     assert (said["reused"], said["warnings"]) == ([], [])
     assert "git_commit" in said
@@ -304,7 +304,10 @@ def test_without_retraining_nothing_says_whether_the_estimate_is_right(tiny: Run
 
 
 def test_retraining_nothing_from_scratch_changes_nothing(validated: Ran) -> None:
-    assert set(record(validated)["zero_removal_control"].values()) == {0.0}
+    control = record(validated)["zero_removal_control"]
+    in_stacks = control.pop("largest_measurement_change_in_stacks")
+    assert set(control.values()) == {0.0}
+    assert in_stacks < 1e-12  # float64 rounding of products of other shapes
 
 
 def test_a_warm_start_drifts_and_the_drift_is_subtracted_on_request(tiny: Run) -> None:

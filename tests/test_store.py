@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import multiprocessing
+import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -294,9 +295,22 @@ class Holder:
     name: str = "x"
 
 
+def test_an_edit_of_the_engine_changes_every_key(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from influx import experiment
+
+    shutil.copytree(Path(experiment.__file__).parent, tmp_path / "influx", ignore=shutil.ignore_patterns("__pycache__", "conf"))
+    monkeypatch.setattr(experiment, "__file__", str(tmp_path / "influx/experiment.py"))
+    untouched = experiment.engine_digest.__wrapped__()
+    assert untouched == experiment.engine_digest()
+    for edited in ("training/first_order.py", "objectives.py", "models/mlp.py"):
+        with (tmp_path / "influx" / edited).open("a") as file:
+            file.write("# edited\n")
+        assert (untouched := experiment.engine_digest.__wrapped__()) != experiment.engine_digest(), edited
+
+
 def test_a_description_goes_into_nested_objects_and_keeps_the_source_of_a_users_class() -> None:
     inner = describe(Holder(Mlp(depth=1, width=3, activation="selu")))["inner"]
     assert inner == {"class": "influx.models.mlp.Mlp", "depth": 1, "width": 3, "activation": "selu"}
-    assert "class Holder:" in describe(Holder(Mlp()))["source"]
+    assert "class Holder:" in describe(Holder(Mlp()))["source"][__name__]
     assert "source" not in describe(Mlp())
     assert digest(describe(Holder(Mlp(width=3)))) != digest(describe(Holder(Mlp(width=4))))

@@ -55,7 +55,7 @@ def open_session(config: Mapping[str, Any], choices: Mapping[str, str], folder: 
         data = build(config["dataset"], Dataset, "dataset").load().to(dtype, device)
     experiment = Experiment(data, model, training, objective, measurement)
     module = experiment.module(config["seed"])
-    _check_targets(experiment)
+    _check_targets(experiment, choices["objective"])
     _check_batches(experiment, module)
     size = sum(p.numel() for p in module.parameters())
     threads = _set_threads(config["threads"], size, not is_layered(module))
@@ -69,13 +69,13 @@ def open_session(config: Mapping[str, Any], choices: Mapping[str, str], folder: 
     return Session(config, choices, folder, experiment, store, config["seed"])
 
 
-def _check_targets(experiment: Experiment) -> None:
+def _check_targets(experiment: Experiment, chosen: str) -> None:
     """One example through objective and measurement: what cannot take these outputs and targets says so now."""
     data, module = experiment.data, experiment.module(0)
     objective, labels = experiment.objective, data.task == "classification"
     if isinstance(objective, SquaredError if labels else CrossEntropy):
         right = "cross_entropy" if labels else "squared_error"
-        raise InfluxError(f"objective={type(objective).__name__} does not fit {data.task} targets; use objective=supervised or {right}.")
+        raise InfluxError(f"objective={chosen} does not fit {data.task} targets; use objective=supervised or {right}.")
     with torch.no_grad():
         experiment.measurement.value(module(data.test_inputs[:1]), data.test_targets[:1], experiment.objective)
 

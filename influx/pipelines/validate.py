@@ -65,12 +65,13 @@ def _truth(session: Session, made: Estimated, retraining: Retraining) -> Truth:
     experiment, folder, seed = session.experiment, session.folder, session.seed
     rows = retraining.choose(experiment.data.train_index, made.influence, made.train_losses, seed)
     with folder.stage("predict"):
-        seconds = retraining.predict(experiment, made.trained, rows, seed, session.store)
-    log.info("retraining without each of %d examples, %d seed(s): about %.0f s", len(rows), retraining.seeds, seconds)
+        ahead = retraining.predict(experiment, made.trained, rows, seed, session.store)
+    log.info("retraining without each of %d examples, %d seed(s): about %.0f s", len(rows), retraining.seeds, ahead.seconds)
     with folder.stage("retrain"):
         truth = retraining.run(experiment, made.trained, rows, seed, session.store)
-    if truth.reused:
-        folder.record["reused"].append(f"{truth.reused} of {truth.shards} retraining stacks")
+    reused = truth.reused - (ahead.trained if session.store.root else 0)
+    if reused:
+        folder.record["reused"].append(f"{reused} of {truth.shards} retraining stacks")
     folder.record["zero_removal_control"] = asdict(truth.control)
     index = {"train_index": experiment.data.train_index[rows], "test_index": made.test_index}
     folder.arrays("ground_truth.npz", change=truth.change, full=truth.full, seed=truth.seeds, **index)
