@@ -288,7 +288,7 @@ def test_a_file_of_ones_own_that_is_wrong(run_influx: Run, tmp_path: Path, conte
 # ------------------------------------------------------------------------------------------------ broken down on the way
 
 BROKEN = [
-    ("train training.lr=1e300 training.epochs=3", set(), r"training diverged in epoch \d+: 1.weight .*Lower training.lr \(now 1e\+300\)"),
+    ("train training.lr=1e300 training.epochs=3", set(), r"training diverged by epoch \d+: 1.weight .*Lower training.lr \(now 1e\+300\)"),
     ("train training=newton", set(), r"training=newton needs a strictly convex problem"),
     ("train training=newton model.width=200", set(), r"training=newton forms a 15,010 x 15,010 Hessian; the limit is 10,000"),
     ("train model=logistic training.weight_decay=0", set(), r"Set training.weight_decay above 0"),

@@ -507,7 +507,7 @@ class Spoiled(Model):
 
 def test_divergence_names_epoch_and_learning_rate():
     made = experiment("ridge", training=Sgd(lr=1e6, epochs=50, batch_size=None, momentum=0.0))
-    with pytest.raises(NumericalError, match=r"training diverged in epoch \d+: 1\.\w+ of model 0 .*Lower training\.lr \(now 1e\+06\)"):
+    with pytest.raises(NumericalError, match=r"training diverged by epoch \d+: 1\.\w+ of model 0 .*Lower training\.lr \(now 1e\+06\)"):
         made.train(0, NOTHING_KEPT)
 
 
@@ -515,7 +515,7 @@ def test_divergence_names_the_model():
     training = Sgd(lr=0.1, epochs=2)
     task = stacked(network("mlp", training), 3)
     task.params["1.weight"][2, 0, 0] = math.inf
-    with pytest.raises(NumericalError, match=r"diverged in epoch 1: .* of model 2"):
+    with pytest.raises(NumericalError, match=r"diverged by epoch 1: .* of model 2"):
         training.fit(task)
 
 

@@ -57,10 +57,7 @@ class FirstOrder(Training):
 
     def fit(self, task: Task) -> Fit:
         module = copy.deepcopy(task.module).train(mode=task.all_trainable)  # frozen features stay as they are used: in evaluation mode
-        params = {name: value.detach().clone(memory_format=torch.contiguous_format) for name, value in task.params.items()}
-        buffers = {name: value.clone() for name, value in task.buffers.items()}
-        for name in task.trainable:
-            params[name].requires_grad_(True)
+        params, buffers = _start(task)
         optimizer = self.optimizer([params[name] for name in task.trainable])
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self._factor(self._steps_per_epoch(task) * self.epochs))
         every = math.ceil(self.epochs / HISTORY_ROWS)
@@ -72,13 +69,14 @@ class FirstOrder(Training):
             for epoch in progress(range(1, self.epochs + 1), "training, epochs"):
                 for rows in next(order):
                     if task.record:
-                        before = {name: value[0].detach().clone() for name, value in params.items()}
-                        steps.append(Step(before, rows, float(schedule.get_last_lr()[0])))
+                        steps.append(_before(params, rows, schedule))
                     _step(running, params, buffers, rows, optimizer)
                     schedule.step()
-                if task.models == 1 and (epoch % every == 0 or epoch == self.epochs):
-                    history.append({"epoch": epoch, **summarise(task, params, buffers, self.weight_decay)[0]})
+                if epoch % every and epoch != self.epochs:
+                    continue
                 self._check_finite(params, epoch)
+                if task.models == 1:
+                    history.append({"epoch": epoch, **summarise(task, params, buffers, self.weight_decay)[0]})
         params = {name: value.detach() for name, value in params.items()}
         norms = summarise(task, params, buffers, self.weight_decay)[1]
         return Fit(params, buffers, norms, history, Trajectory(tuple(steps)) if task.record else None)
@@ -117,8 +115,22 @@ class FirstOrder(Training):
             if not bool(torch.isfinite(value.detach()).all()):
                 model = int((~torch.isfinite(value.detach().flatten(1)).all(1)).nonzero()[0])
                 raise NumericalError(
-                    f"training diverged in epoch {epoch}: {name} of model {model} is no longer finite. Lower training.lr (now {self.lr:g})."
+                    f"training diverged by epoch {epoch}: {name} of model {model} is no longer finite. Lower training.lr (now {self.lr:g})."
                 )
+
+
+def _start(task: Task) -> tuple[Stack, Stack]:
+    """Parameters and buffers of the run's own, the trainable ones as leaves; contiguous, as torch's fused updates want them."""
+    params = {name: value.detach().clone(memory_format=torch.contiguous_format) for name, value in task.params.items()}
+    buffers = {name: value.clone() for name, value in task.buffers.items()}
+    for name in task.trainable:
+        params[name].requires_grad_(True)
+    return params, buffers
+
+
+def _before(params: Stack, rows: Tensor, schedule: torch.optim.lr_scheduler.LRScheduler) -> Step:
+    """The record of the step that is about to be taken, of the first model."""
+    return Step({name: value[0].detach().clone() for name, value in params.items()}, rows, float(schedule.get_last_lr()[0]))
 
 
 def _step(task: Task, params: Stack, buffers: Stack, rows: Tensor, optimizer: torch.optim.Optimizer) -> None:
