@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ from influx.pipelines import estimate, train, validate
 from influx.pipelines.session import Session, open_session
 from influx.runfolder import RunFolder
 from influx.store import Store
+
+log = logging.getLogger("influx")
 
 
 def run_command(config: Mapping[str, Any], choices: Mapping[str, str], path: Path, overrides: list[str]) -> float | None:
@@ -29,6 +32,7 @@ def run_command(config: Mapping[str, Any], choices: Mapping[str, str], path: Pat
         session = open_session(config, choices, folder, store)
         result = _dispatch(session)
         folder.record["status"] = "finished"
+        log.info("results: %s", path)
         return result
     except BaseException as error:
         folder.record["status"] = f"failed: {error}" if isinstance(error, InfluxError) else f"failed: {type(error).__name__}"
