@@ -179,7 +179,7 @@ class Retraining:
 
         Cost: (n_removed + stacks) x n_seeds trainings, side by side in stacks; memory: one stack a worker.
         """
-        if any(isinstance(part, torch.nn.modules.batchnorm._BatchNorm) for part in experiment.module(seed).modules()):
+        if stacking.mixes_rows(experiment.module(seed)):
             warn_accuracy(
                 "batch normalisation mixes the rows of a batch: a left-out example counts for nothing in the loss, but still moves its "
                 "batch's mean and variance, so this truth is not quite its absence."

@@ -33,6 +33,11 @@ def is_layered(module: nn.Module) -> bool:
     return isinstance(module, nn.Sequential) and all(type(layer) in (nn.Flatten, nn.Linear, *ELEMENTWISE) for layer in module)
 
 
+def mixes_rows(module: nn.Module) -> bool:
+    """Whether a row's output depends on its batch in training mode (batch normalisation)."""
+    return any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in module.modules())
+
+
 def outputs(module: nn.Module, params: Stack, buffers: Stack, inputs: Float[Tensor, " batch *shape"]) -> Float[Tensor, "k batch out"]:
     """The outputs of K models. Modules in training mode update their `buffers` in place, each model its own; dropout masks are shared."""
     if is_layered(module):

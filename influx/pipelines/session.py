@@ -17,7 +17,7 @@ from influx.measurements import Measurement
 from influx.models import Model
 from influx.objectives import CrossEntropy, Objective, SquaredError
 from influx.runfolder import RunFolder
-from influx.stacking import is_layered
+from influx.stacking import is_layered, mixes_rows
 from influx.store import Store
 from influx.training import Training
 
@@ -83,8 +83,7 @@ def _check_targets(experiment: Experiment, chosen: str) -> None:
 def _check_batches(experiment: Experiment, module: torch.nn.Module) -> None:
     """A batch of one row has no variance to normalise by; say so now, not in the middle of training."""
     rows, size = experiment.data.n_train, getattr(experiment.training, "batch_size", None)
-    normalised = any(isinstance(part, torch.nn.modules.batchnorm._BatchNorm) for part in module.modules())
-    if normalised and size is not None and rows % size == 1:
+    if mixes_rows(module) and size is not None and rows % size == 1:
         raise InfluxError(
             f"the last batch of {rows} examples in batches of {size} has one row, which batch normalisation cannot take: "
             "choose another training.batch_size."

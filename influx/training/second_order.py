@@ -9,7 +9,8 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from jaxtyping import Bool, Float
@@ -27,6 +28,7 @@ MEMORY = 10  # pairs of the quasi-Newton history
 LARGEST = 10_000  # parameters of a dense Newton Hessian: 0.8 GB in float64
 TRIAL_ITERATIONS = 5  # of the trial behind a prediction
 BACKTRACKS = 30
+AT_LIMIT = 1e-4  # a gradient norm below this that a fresh Hessian no longer halves is the number type's limit
 STALLED = 8  # iterations without a smaller objective or gradient: the number type's limit
 
 Solve = Callable[[Float[Tensor, "k p"]], Float[Tensor, "k p"]]
@@ -104,7 +106,8 @@ class Newton(SecondOrder):
         while left > 0:
             params = objective.params(theta)
             row, norms = summarise(task, params, task.buffers, self.weight_decay)
-            if norms.item() <= self.tolerance or (history and norms.item() >= 0.5 * history[-1]["gradient_norm"] and norms.item() < 1e-4):
+            at_limit = bool(history) and AT_LIMIT > norms.item() >= 0.5 * history[-1]["gradient_norm"]
+            if norms.item() <= self.tolerance or at_limit:
                 break
             history.append({"epoch": len(history) + 1, **row})
             solve = _inverse(task, unstack(params, 0), self.weight_decay)
@@ -168,10 +171,10 @@ class Flat:
 
     task: Task
     weight_decay: float
-    row_blocks: list[slice] = field(init=False)
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "row_blocks", self.task.blocks())
+    @cached_property
+    def row_blocks(self) -> list[slice]:
+        return self.task.blocks()
 
     def start(self) -> Float[Tensor, "k p"]:
         return torch.cat([self.task.params[name].flatten(1) for name in self.task.trainable], dim=1)
