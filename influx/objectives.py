@@ -7,6 +7,7 @@ before the batch (K models side by side) are allowed everywhere.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -59,5 +60,46 @@ class Supervised(Objective):
     """Cross-entropy when the targets are labels, half squared error when they are numbers."""
 
     def loss(self, outputs: Float[Tensor, " *k batch out"], targets: Shaped[Tensor, " batch"]) -> Float[Tensor, " *k batch"]:
-        chosen: Objective = SquaredError() if targets.is_floating_point() else CrossEntropy()
-        return chosen.loss(outputs, targets)
+        return self.chosen(targets).loss(outputs, targets)
+
+    def chosen(self, targets: Shaped[Tensor, " batch"]) -> Objective:
+        return SquaredError() if targets.is_floating_point() else CrossEntropy()
+
+
+def weighted_slope(
+    objective: Objective, outputs: Float[Tensor, "k out batch"], targets: Shaped[Tensor, " batch"], weights: Float[Tensor, "k batch"]
+) -> Float[Tensor, "k out batch"]:
+    """`w[k, b] ∂ℓ_b/∂f` of K models' outputs f, rows last: what back-propagation starts from.
+
+    By autograd for any objective; `SLOPES` has closed forms, for speed alone.
+    """
+    if isinstance(objective, Supervised):
+        objective = objective.chosen(targets)
+    if type(objective) in SLOPES:
+        return SLOPES[type(objective)](outputs, targets, weights)
+    with torch.enable_grad():
+        leaf = outputs.detach().requires_grad_(True)
+        total = (objective.loss(leaf.mT, targets) * weights).sum()
+        return torch.autograd.grad(total, leaf)[0]
+
+
+def _residual(
+    outputs: Float[Tensor, "k out batch"], labels: Int[Tensor, " batch"], weights: Float[Tensor, "k batch"]
+) -> Float[Tensor, "k out batch"]:
+    """w (p − onehot), the label's entry as minus the sum of the other probabilities."""
+    classes = torch.arange(outputs.shape[1], device=labels.device)
+    label = (classes.unsqueeze(1) == labels).to(outputs.dtype)  # [out, batch]
+    slope = (outputs - outputs.amax(1, keepdim=True)).exp_()
+    total = slope.sum(1)
+    slope.mul_(1 - label)
+    slope.addcmul_(label, slope.sum(1, keepdim=True), value=-1)
+    return slope.mul_((weights / total).unsqueeze(1))
+
+
+def _difference(
+    outputs: Float[Tensor, "k 1 batch"], targets: Float[Tensor, " batch"], weights: Float[Tensor, "k batch"]
+) -> Float[Tensor, "k 1 batch"]:
+    return (outputs - targets) * weights.unsqueeze(1)
+
+
+SLOPES: dict[type[Objective], Callable[[Tensor, Tensor, Tensor], Tensor]] = {CrossEntropy: _residual, SquaredError: _difference}

@@ -20,6 +20,7 @@ from influx import stacking
 from influx.objectives import Objective
 from influx.problem import Examples
 from influx.stacking import Stack
+from influx.training.backprop import backprop
 from influx.trajectory import Trajectory
 
 
@@ -104,23 +105,19 @@ class Training(ABC):
 def summarise(task: Task, params: Stack, buffers: Stack, weight_decay: float) -> tuple[dict[str, float], Float[Tensor, " k"]]:
     """Loss, accuracy and gradient norm of the full objective J of the first model; gradient norms of all K (over the trainable ones)."""
     n = len(task.examples)
-    leaves = {name: value.detach().requires_grad_(name in task.trainable) for name, value in params.items()}
-    moving = [leaves[name] for name in task.trainable]
-    gradients = [weight_decay * leaf.detach() for leaf in moving]
+    way = backprop(task.module, task.objective, task.trainable)
+    gradients = {name: weight_decay * params[name].detach() for name in task.trainable}
     loss, correct = 0.0, 0.0
     for rows in task.blocks():
         batch = task.examples.take(rows)
-        outputs = stacking.outputs(task.module, leaves, buffers, batch.inputs)
-        values = task.objective.loss(outputs, batch.targets)
-        weighted = (values * task.weights[:, rows]).sum() / n
-        for total, part in zip(gradients, torch.autograd.grad(weighted, moving), strict=True):
-            total += part
-        loss += (values[0].detach() * task.weights[0, rows]).sum().item() / n
+        outputs, part = way.gradients(params, buffers, batch, task.weights[:, rows] / n)
+        for name, gradient in part.items():
+            gradients[name] += gradient
+        loss += (task.objective.loss(outputs[0], batch.targets) * task.weights[0, rows]).sum().item() / n
         if not batch.targets.is_floating_point():
             correct += (outputs[0].argmax(-1) == batch.targets).sum().item() / n
-    norms = torch.stack([g.flatten(1).square().sum(1) for g in gradients]).sum(0).sqrt()
-    penalty = sum(0.5 * weight_decay * leaf[0].detach().square().sum().item() for leaf in moving)
+    norms = torch.stack([g.flatten(1).square().sum(1) for g in gradients.values()]).sum(0).sqrt()
+    penalty = sum(0.5 * weight_decay * params[name][0].detach().square().sum().item() for name in task.trainable)
     accuracy = float("nan") if task.examples.targets.is_floating_point() else correct
     row = {"loss": loss, "objective": loss + penalty, "accuracy": accuracy, "gradient_norm": norms[0].item()}
     return row, norms
-

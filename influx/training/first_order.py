@@ -1,7 +1,8 @@
 """Stochastic first-order training of K models side by side, with torch.optim's own update rules on stacked parameters.
 
-All updates are elementwise, so one optimiser over tensors of shape [K, ...] takes exactly the K separate steps. The penalty is coupled:
-λθ is added to the gradient, which is the gradient of (λ/2)‖θ‖².
+All updates are elementwise, so one update of tensors of shape [K, ...] takes exactly the K separate steps. The penalty is coupled:
+λθ is added to the gradient, which is the gradient of (λ/2)‖θ‖². The rules are torch.optim's functions: its classes do the same
+arithmetic, but constructing one imports torch's compiler, which takes longer than retraining two hundred small models.
 """
 
 from __future__ import annotations
@@ -13,19 +14,27 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
+from torch.optim.adam import adam
+from torch.optim.adamw import adamw
+from torch.optim.sgd import sgd
 
 from influx import rules
 from influx.errors import NumericalError
 from influx.progress import progress
 from influx.seeding import isolated, torch_generator
+from influx.problem import Examples
 from influx.stacking import Stack
+from influx.training.backprop import backprop
 from influx.training.base import Fit, Task, Training, summarise
 from influx.trajectory import Step, Trajectory
 
 TRIAL_EPOCHS = 100  # model-epochs of the trial behind a prediction
+EPSILON = 1e-8  # torch.optim's default in Adam's denominator
 HISTORY_ROWS = 1000  # at most; a longer training is summarised every few epochs
+
+Update = Callable[[list[Tensor], float], None]  # gradients, learning rate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,26 +61,28 @@ class FirstOrder(Training):
         rules.check_fields("training", self)
 
     @abstractmethod
-    def optimizer(self, params: list[Tensor]) -> torch.optim.Optimizer:
-        """torch.optim's optimiser over the stacked parameters, with coupled weight decay."""
+    def rule(self, params: list[Tensor]) -> Update:
+        """The update of the stacked parameters in place, with coupled weight decay; it owns what the optimiser remembers."""
 
     def fit(self, task: Task) -> Fit:
         module = copy.deepcopy(task.module).train(mode=task.all_trainable)  # frozen features stay as they are used: in evaluation mode
         params, buffers = _start(task)
-        optimizer = self.optimizer([params[name] for name in task.trainable])
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self._factor(self._steps_per_epoch(task) * self.epochs))
+        update = self.rule([params[name] for name in task.trainable])
+        factor = self._factor(self._steps_per_epoch(task) * self.epochs)
+        way = backprop(module, task.objective, task.trainable)
         every = math.ceil(self.epochs / HISTORY_ROWS)
         history: list[dict[str, float]] = []
         steps: list[Step] = []
-        running = replace(task, module=module)
-        order = self._batches(task)
+        done = 0
+        order = self._order(task)
         with isolated(task.seed, "stochastic layers"):
             for epoch in progress(range(1, self.epochs + 1), "training, epochs"):
-                for rows in next(order):
+                for batch, weights, rows in self._batches(task, next(order)):
+                    lr = self.lr * factor(done)
                     if task.record:
-                        steps.append(_before(params, rows, schedule))
-                    _step(running, params, buffers, rows, optimizer)
-                    schedule.step()
+                        steps.append(_before(params, rows, lr))
+                    update(list(way.gradients(params, buffers, batch, weights)[1].values()), lr)
+                    done += 1
                 if epoch % every and epoch != self.epochs:
                     continue
                 self._check_finite(params, epoch)
@@ -89,16 +100,21 @@ class FirstOrder(Training):
         n = len(task.examples)
         return 1 if self.batch_size is None else math.ceil(n / self.batch_size)
 
-    def _batches(self, task: Task) -> Iterator[tuple[Int[Tensor, " batch"], ...]]:
-        """The rows of each epoch's batches: a function of (seed, n, batch size) alone, hence the same for every model."""
+    def _order(self, task: Task) -> Iterator[Int[Tensor, " n"]]:
+        """The rows of each epoch in turn: a function of (seed, n, batch size) alone, hence the same for every model."""
         n = len(task.examples)
         generator = torch_generator(task.seed, "batch order")
-        device = task.weights.device
         while True:
-            if self.batch_size is None or self.batch_size >= n:
-                yield (torch.arange(n, device=device),)
-            else:
-                yield torch.randperm(n, generator=generator).to(device).split(self.batch_size)
+            whole = self.batch_size is None or self.batch_size >= n
+            yield (torch.arange(n) if whole else torch.randperm(n, generator=generator)).to(task.weights.device)
+
+    def _batches(self, task: Task, order: Int[Tensor, " n"]) -> Iterator[tuple[Examples, Float[Tensor, "k batch"], Int[Tensor, " batch"]]]:
+        """An epoch's batches with their example weights over the batch's size, and their rows."""
+        examples, weights = task.examples.take(order), task.weights.index_select(1, order)  # once an epoch: batches are then views
+        size = self.batch_size or len(order)
+        for start in range(0, len(order), size):
+            rows = slice(start, start + size)
+            yield examples.take(rows), weights[:, rows] / len(order[rows]), order[rows]
 
     def _factor(self, steps: int) -> Callable[[int], float]:
         """The learning rate's factor after so many steps."""
@@ -120,26 +136,15 @@ class FirstOrder(Training):
 
 
 def _start(task: Task) -> tuple[Stack, Stack]:
-    """Parameters and buffers of the run's own, the trainable ones as leaves; contiguous, as torch's fused updates want them."""
+    """Parameters and buffers of the run's own; contiguous, as torch's fused updates pair numbers by their place in memory, whatever the
+    strides say."""
     params = {name: value.detach().clone(memory_format=torch.contiguous_format) for name, value in task.params.items()}
-    buffers = {name: value.clone() for name, value in task.buffers.items()}
-    for name in task.trainable:
-        params[name].requires_grad_(True)
-    return params, buffers
+    return params, {name: value.clone() for name, value in task.buffers.items()}
 
 
-def _before(params: Stack, rows: Tensor, schedule: torch.optim.lr_scheduler.LRScheduler) -> Step:
+def _before(params: Stack, rows: Tensor, lr: float) -> Step:
     """The record of the step that is about to be taken, of the first model."""
-    return Step({name: value[0].detach().clone() for name, value in params.items()}, rows, float(schedule.get_last_lr()[0]))
-
-
-def _step(task: Task, params: Stack, buffers: Stack, rows: Tensor, optimizer: torch.optim.Optimizer) -> None:
-    losses = task.losses(params, buffers, rows)
-    total = (losses * task.weights[:, rows]).sum() / len(rows)  # the K objectives share no parameter: one sum, K gradients
-    moving = [params[name] for name in task.trainable]
-    for leaf, gradient in zip(moving, torch.autograd.grad(total, moving), strict=True):
-        leaf.grad = gradient.contiguous()  # torch's fused updates pair numbers by their place in memory, whatever the strides say
-    optimizer.step()
+    return Step({name: value[0].detach().clone() for name, value in params.items()}, rows, lr)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,9 +157,17 @@ class Sgd(FirstOrder):
     momentum: float = 0.9
     nesterov: bool = False
 
-    def optimizer(self, params: list[Tensor]) -> torch.optim.Optimizer:
+    def rule(self, params: list[Tensor]) -> Update:
+        velocity: list[Tensor | None] = [None] * len(params)
         nesterov = self.nesterov and self.momentum > 0
-        return torch.optim.SGD(params, lr=self.lr, momentum=self.momentum, nesterov=nesterov, weight_decay=self.weight_decay, fused=True)
+
+        def update(gradients: list[Tensor], lr: float) -> None:
+            sgd(
+                params, gradients, velocity, has_sparse_grad=False, foreach=False, fused=True, weight_decay=self.weight_decay,
+                momentum=self.momentum, lr=lr, dampening=0.0, nesterov=nesterov, maximize=False,
+            )  # fmt: skip
+
+        return update
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,9 +179,16 @@ class Adam(FirstOrder):
     beta2: float = 0.999
     amsgrad: bool = False
 
-    def optimizer(self, params: list[Tensor]) -> torch.optim.Optimizer:
-        betas = (self.beta1, self.beta2)
-        return torch.optim.Adam(params, lr=self.lr, betas=betas, weight_decay=self.weight_decay, amsgrad=self.amsgrad, fused=True)
+    def rule(self, params: list[Tensor]) -> Update:
+        memory = _moments(params, self.amsgrad)
+
+        def update(gradients: list[Tensor], lr: float) -> None:
+            adam(
+                params, gradients, *memory, fused=True, amsgrad=self.amsgrad, beta1=self.beta1, beta2=self.beta2, lr=lr,
+                weight_decay=self.weight_decay, eps=EPSILON, maximize=False,
+            )  # fmt: skip
+
+        return update
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,13 +204,22 @@ class AdamW(FirstOrder):
     decoupled_decay: float = 1e-2
     weight_decay: float = 0.0
 
-    def optimizer(self, params: list[Tensor]) -> torch.optim.Optimizer:
-        optimizer = torch.optim.AdamW(params, lr=self.lr, betas=(self.beta1, self.beta2), weight_decay=self.decoupled_decay, fused=True)
-        optimizer.register_step_pre_hook(lambda *_: self._add_penalty(params))
-        return optimizer
+    def rule(self, params: list[Tensor]) -> Update:
+        memory = _moments(params, amsgrad=False)
 
-    def _add_penalty(self, params: list[Tensor]) -> None:
-        with torch.no_grad():
-            for leaf in params:
-                if leaf.grad is not None:
-                    leaf.grad.add_(leaf, alpha=self.weight_decay)
+        def update(gradients: list[Tensor], lr: float) -> None:
+            for gradient, value in zip(gradients, params, strict=True):
+                gradient.add_(value, alpha=self.weight_decay)
+            adamw(
+                params, gradients, *memory, fused=True, amsgrad=False, beta1=self.beta1, beta2=self.beta2, lr=lr,
+                weight_decay=self.decoupled_decay, eps=EPSILON, maximize=False,
+            )  # fmt: skip
+
+        return update
+
+
+def _moments(params: list[Tensor], amsgrad: bool) -> tuple[list[Tensor], ...]:
+    """Adam's running means of the gradient and of its square, their largest (AMSGrad only), and its step counts."""
+    zeros = [[torch.zeros_like(value) for value in params] for _ in range(3 if amsgrad else 2)]
+    counts = [torch.zeros((), device=value.device) for value in params]
+    return (*zeros[:2], zeros[2] if amsgrad else [], counts)
