@@ -94,6 +94,15 @@ def interval(replicates: PerResample, value: float, bounds: tuple[float, float])
     return float(low), float(high)
 
 
+def quantiles(replicates: PerResample) -> tuple[float, float]:
+    """2.5 % and 97.5 % quantile of the resamples that are not NaN, themselves resamples, so that they can be infinite; else NaN."""
+    known = replicates[~np.isnan(replicates)]
+    if known.size == 0:
+        return np.nan, np.nan
+    low, high = np.quantile(known, [0.025, 0.975], method="closest_observation")
+    return float(low), float(high)
+
+
 # ---------------------------------------------------------------------------------------------------- values and signs
 
 

@@ -11,6 +11,7 @@ COMMANDS = {
     "train": "train one model and save it with its training record",
     "estimate": "train (or reuse) a model, then estimate influence",
     "validate": "estimate, retrain without examples, compare: correlation tables and plots",
+    "store": "list, check and remove stored results",
     "rerun": "repeat a finished run from its folder",
 }
 
@@ -55,12 +56,20 @@ def main() -> int:
             return _complete(arguments)
         if first not in COMMANDS:
             raise InfluxError(_unknown(first, arguments))
-        from influx import app
-
-        return app.rerun(arguments[1:]) if first == "rerun" else app.launch(first, arguments[1:])
+        return _run(first, arguments[1:])
     except InfluxError as error:
         print(f"influx: {error}", file=sys.stderr)
         return 2
+
+
+def _run(command: str, arguments: list[str]) -> int:
+    if command == "store":
+        from influx import storekeeping
+
+        return storekeeping.command(arguments)
+    from influx import app
+
+    return app.rerun(arguments) if command == "rerun" else app.launch(command, arguments)
 
 
 def _unknown(first: str, arguments: list[str]) -> str:
@@ -86,6 +95,11 @@ def _complete(arguments: list[str]) -> int:
         return app.launch("validate", arguments)
     if len(words) < 2 or (len(words) == 2 and not line.endswith(" ")):
         print(" ".join(COMMANDS))
+        return 0
+    if words[1] == "store":
+        from influx import storekeeping
+
+        print(" ".join(storekeeping.WORDS))
         return 0
     if words[1] not in COMMANDS or words[1] == "rerun":
         return 0

@@ -30,8 +30,8 @@ from influx.training import Fit, Task, Training
 from influx.trajectory import Trajectory
 
 ENGINE = (  # what turns a key into numbers, beside the objects that the key describes
-    "curvature.py", "experiment.py", "layered.py", "measurements.py", "models", "objectives.py", "problem.py", "retraining.py",
-    "seeding.py", "stacking.py", "training",
+    "curvature.py", "experiment.py", "layered.py", "measurements.py", "models", "objectives.py", "problem.py", "seeding.py",
+    "shards.py", "stacking.py", "training",
 )  # fmt: skip
 
 HISTORY = ("epoch", "loss", "objective", "accuracy", "gradient_norm")  # columns of a training's record
@@ -100,15 +100,22 @@ class Experiment:
     def trainable(self, which: str, module: nn.Module) -> tuple[str, ...]:
         return tuple(name for name, _ in module.named_parameters()) if which == "all" else last_layer(module)
 
-    def task(self, seed: int, weights: Float[Tensor, "k n"], *, record: bool = False) -> Task:
-        """K copies of the seed's initial model with their example weights, every parameter trainable."""
+    def task(self, seed: int, weights: Float[Tensor, "k n"], *, order: int | None = None, record: bool = False) -> Task:
+        """K copies of the seed's initial model with their example weights, every parameter trainable; `order` is the batch order's seed
+        when it is another."""
         module = self.module(seed)
         params = stack({name: value.detach() for name, value in module.named_parameters()}, len(weights))
         buffers = stack(dict(module.named_buffers()), len(weights))
         trainable = self.trainable("all", module)
-        return Task(module, params, buffers, self.train_examples, weights, self.objective, trainable, seed, None, record)
+        order = seed if order is None else order
+        return Task(module, params, buffers, self.train_examples, weights, self.objective, trainable, order, None, record)
 
-    def key(self, seed: int, **more: Any) -> dict[str, Any]:
+    @property
+    def about(self) -> str:
+        """A few words for lists."""
+        return f"{self.data.name}, {type(self.model).__name__}, {type(self.training).__name__}"
+
+    def key(self, seed: int, *, order: int | None = None, **more: Any) -> dict[str, Any]:
         """Everything that determines a trained model."""
         inputs = self.data.train_inputs
         return {
@@ -123,24 +130,30 @@ class Experiment:
             "training": describe(self.training),
             "objective": describe(self.objective),
             "seed": seed,
+            "order": seed if order is None else order,
             **more,
         }
 
-    def train(self, seed: int, store: Store, *, record: bool = False) -> Trained:
+    def train(self, seed: int, store: Store, *, order: int | None = None, record: bool = False) -> Trained:
         """The model trained on all examples; taken from the store when it is there (never when its trajectory is wanted)."""
-        key = self.key(seed)
-        stored = None if record else store.load("model", key)
-        if stored is not None:
-            return self._ordered(_from_store(stored))
-        begun = time.perf_counter()
-        trained = self._fit(seed, record)
-        trained = replace(trained, seconds=time.perf_counter() - begun)
-        store.save("model", key, _to_store(trained))
-        return trained
+        fresh: list[Trained] = []
 
-    def _fit(self, seed: int, record: bool) -> Trained:
+        def work() -> dict[str, Tensor]:
+            begun = time.perf_counter()
+            trained = self._fit(seed, order, record)
+            fresh.append(replace(trained, seconds=time.perf_counter() - begun))
+            return _to_store(fresh[0])
+
+        key, about = self.key(seed, order=order), f"{self.about}, seed {seed}"
+        if record:
+            store.save("model", key, work(), about)
+            return fresh[0]
+        found, _ = store.fetch("model", key, work, about)
+        return fresh[0] if fresh else self._ordered(_from_store(found))
+
+    def _fit(self, seed: int, order: int | None, record: bool) -> Trained:
         ones = torch.ones(1, self.data.n_train, dtype=self.data.train_inputs.dtype, device=self.data.train_inputs.device)
-        fit: Fit = self.training.fit(self.task(seed, ones, record=record))
+        fit: Fit = self.training.fit(self.task(seed, ones, order=order, record=record))
         params, buffers = unstack(fit.params, 0), unstack(fit.buffers, 0)
         return Trained(params, buffers, fit.gradient_norm[0].item(), fit.history, 0.0, False, fit.trajectory)
 

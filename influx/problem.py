@@ -117,9 +117,7 @@ class Problem:
             return torch.stack([gradients.sum(0) for gradients in made]).sum(0, keepdim=True) / len(self.test)
         return torch.cat(list(made))
 
-    def _gradients(
-        self, value: Callable[[Tensor, Tensor], Tensor], examples: Examples
-    ) -> Iterator[tuple[slice, Float[Tensor, "batch p"]]]:
+    def _gradients(self, value: Callable[[Tensor, Tensor], Tensor], examples: Examples) -> Iterator[tuple[slice, Float[Tensor, "batch p"]]]:
         """Gradients of `value(outputs, targets)`, an example at a time: by layer products where the module allows, else by torch.func."""
 
         def one(theta: Tensor, x: Tensor, y: Tensor) -> Tensor:

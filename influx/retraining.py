@@ -1,35 +1,36 @@
 """The truth: retrain with examples left out, and measure what changed.
 
-`change[i, t, s] = m_t(θ_s trained without i) − m_t(θ_s trained on all)` for seed s. One path serves every kind of removal: a stack of
+`change[j, t, s] = m_t(θ_s trained without set j) − m_t(θ_s trained on all)` for seed s. One path serves every kind of removal: a stack of
 models whose example weights are 1, with zeros where examples are left out. Row 0 of every stack leaves nothing out; from scratch it
-is the reference, so that base and retrained models differ in nothing but the removed example.
+is the reference, so that base and retrained models differ in nothing but the removed examples.
+
+The mean of `change` over seeds is the *expected* effect of a removal; `change[..., 0]` is the effect on *this* model, of the seed that
+the estimate was made on: same start, same batch order.
 """
 
 from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
-import joblib
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from influx import rules, stacking
-from influx.errors import AccuracyWarning, InfluxError, warn_accuracy
+from influx import layered, removals, rules, stacking
+from influx.errors import AccuracyWarning, InfluxError
 from influx.experiment import Experiment, Trained
-from influx.instantiate import describe
 from influx.progress import progress
-from influx.seeding import numpy_generator
+from influx.removals import Removals
+from influx.shards import KIND, Draw, Recipe, Shard, finished
 from influx.store import Store
-from influx.training import Task
 from influx.training.first_order import FirstOrder
 
-STACK_BYTES = 32 * 2**20  # aim for one stack's parameters, their optimiser state and one batch's layer outputs
-FEWEST, MOST = 8, 128  # models in a stack when the size is chosen
+STACK_BYTES = 32 * 2**20  # aim for what one stack keeps: parameters, the optimiser's memory, one batch's layer outputs
+FEWEST, MOST = 8, 256  # models in a stack when the size is chosen
+TRIAL_MODELS = 16  # of a trial that cannot be shortened in any other way
 
 
 @dataclass(frozen=True)
@@ -37,8 +38,8 @@ class Control:
     """Retraining with nothing left out, against the trained model.
 
     The first three are of a model alone: from scratch on a CPU exactly 0; from the optimum the drift of further training, which every
-    retrained model shares. The last is of the models with nothing left out inside the stacks that give the truth: from scratch it is
-    what rounding does to a change.
+    retrained model shares. The last is of the models with nothing left out inside the first seed's stacks: from scratch it is what
+    rounding does to a change.
     """
 
     largest_parameter_change: float
@@ -49,11 +50,11 @@ class Control:
 
 @dataclass(frozen=True)
 class Truth:
-    """`rows` count within the training part. `full[t, s]` is the measurement with nothing removed that `change` is taken against."""
+    """`full[t, s]` is the measurement with nothing removed that `change` is taken against."""
 
     change: Float[np.ndarray, "n_removed n_test n_seeds"]
     full: Float[np.ndarray, "n_test n_seeds"]
-    rows: Int[np.ndarray, " n_removed"]
+    removals: Removals
     seeds: Int[np.ndarray, " n_seeds"]
     control: Control
     reused: int
@@ -61,11 +62,14 @@ class Truth:
 
 
 @dataclass(frozen=True)
-class Prediction:
-    """Seconds that retraining will take, and how many stacks the trial has already trained and stored."""
+class Plan:
+    """How stacks are trained, and how long a model takes in one.
 
-    seconds: float
-    trained: int
+    `side_by_side` is measured, once, and kept in the store: a run that goes on later, or elsewhere, takes the same way and rounds alike.
+    """
+
+    side_by_side: bool
+    seconds_per_model: float
 
 
 @dataclass(frozen=True)
@@ -74,16 +78,24 @@ class Retraining:
 
     Args:
         start: "scratch" (the seed's initialisation and batch order) or "warm" (the seed's trained model, its batch order anew).
-        removed: how many examples are left out, one at a time, or "all".
-        selection: "random", "top" (largest mean |estimate| over the test examples), "loss" (highest training loss), "stratified" (evenly
-            spaced ranks of the mean estimate) or "all".
-        index: explicit positions in the data set's own order, in any order, repeats counted once; overrides `removed` and `selection`.
+        removed: truth=loo: how many examples are left out, one at a time, or "all".
+        selection: truth=loo: "random", "top" (largest mean |estimate| over the test examples), "loss" (highest training loss),
+            "stratified" (evenly spaced ranks of the mean estimate) or "all"; truth=group: "random", "top", "loss" or "class".
+        index: truth=loo: explicit positions in the data set's own order, in any order, repeats counted once; overrides `removed` and
+            `selection`.
+        fraction: truth=subset: share of the training examples that each random subset keeps.
+        subsets: truth=subset: how many.
+        groups: truth=group: how many groups are left out, one group at a time.
+        group_size: truth=group: examples in a group; null with selection=class: whole classes.
         seeds: number of seeds, counted up from the run's; the estimate's own model is the first of them.
+        vary: what differs between seeds: "init" (initialisation), "order" (batch order) or "both".
         trainable: "all", or "last_layer": the parameters that retraining may move.
         epochs: of each retraining; null as in training.
         divisor: "n" keeps the objective's divisor, "n-1" averages over the examples that are left.
         subtract_drift: warm start only: take changes against the model retrained with nothing left out, not the trained one.
         workers: processes that retrain side by side.
+        backend: "loky" (processes of this machine), "ray" or "dask" (a cluster, with the extra of that name).
+        cluster: address of the ray or dask cluster; null starts one on this machine.
         models_at_once: removals in one stack; null chooses from the size of model and batch.
     """
 
@@ -91,12 +103,19 @@ class Retraining:
     removed: int | str = 50
     selection: str = "random"
     index: list[int] | None = None
+    fraction: float = 0.5
+    subsets: int = 100
+    groups: int = 20
+    group_size: int | None = 10
     seeds: int = 4
+    vary: str = "both"
     trainable: str = "all"
     epochs: int | None = None
     divisor: str = "n"
     subtract_drift: bool = False
     workers: int = 1
+    backend: str = "loky"
+    cluster: str | None = None
     models_at_once: int | None = None
 
     def __post_init__(self) -> None:
@@ -113,16 +132,35 @@ class Retraining:
         """The start and what may move, as tables name it."""
         return self.start + ("_last_layer" if self.trainable == "last_layer" else "")
 
-    def check(self, train_index: Int[np.ndarray, " n_train"], experiment: Experiment) -> None:
+    def draws(self, seed: int) -> list[Draw]:
+        """The seeds of the truth's columns; the first is the estimate's own model."""
+        counted = range(seed, seed + self.seeds)
+        return [Draw(seed if self.vary == "order" else s, seed if self.vary == "init" else s) for s in counted]
+
+    def check(self, truth: str, experiment: Experiment) -> None:
         """Refuse what cannot be retrained, before anything is trained.
 
         Raises:
             InfluxError: fewer than two training examples, more removals than there are, an index that is empty or outside the training
-                part, or epochs for a training without.
+                part, a selection that the truth does not have, or epochs for a training without.
         """
-        n = len(train_index)
+        n = experiment.data.n_train
         if n < 2:
             raise InfluxError("leaving one training example out of 1 leaves none: raise dataset.train_size.")
+        if self.epochs is not None and not isinstance(experiment.training, FirstOrder):
+            raise InfluxError("retraining.epochs needs a training with epochs (sgd, adam, adamw); newton and lbfgs run to a gradient norm.")
+        if self.vary == "order" and not isinstance(experiment.training, FirstOrder):
+            raise InfluxError(
+                "retraining.vary=order needs a training in batches (sgd, adam, adamw); newton and lbfgs take all rows at once."
+            )
+        if truth == "loo":
+            self._check_examples(experiment.data.train_index, n)
+        zeros = np.zeros((n, 1))
+        self.choose(truth, experiment, zeros, zeros[:, 0], 0)
+
+    def _check_examples(self, train_index: Int[np.ndarray, " n_train"], n: int) -> None:
+        if self.selection == "class":
+            raise InfluxError("retraining.selection=class needs truth=group: a class is not a single example.")
         if self.index is None and self.selection != "all" and isinstance(self.removed, int) and self.removed > n:
             raise InfluxError(f"retraining.removed={self.removed} is more than the {n} training examples; use a smaller number, or all.")
         if self.index is not None and not self.index:
@@ -130,187 +168,135 @@ class Retraining:
         strangers = sorted(set(self.index or ()) - set(train_index.tolist()))
         if strangers:
             raise InfluxError(f"retraining.index: {strangers[0]} is not in the training part (influence.npz lists train_index).")
-        if self.epochs is not None and not isinstance(experiment.training, FirstOrder):
-            raise InfluxError("retraining.epochs needs a training with epochs (sgd, adam, adamw); newton and lbfgs run to a gradient norm.")
 
     def choose(
         self,
-        train_index: Int[np.ndarray, " n_train"],
+        truth: str,
+        experiment: Experiment,
         influence: Float[np.ndarray, "n_train n_test"],
         losses: Float[np.ndarray, " n_train"],
         seed: int,
-    ) -> Int[np.ndarray, " n_removed"]:
-        """Rows to leave out, ascending."""
-        n = len(train_index)
-        if self.index is not None:
-            return np.flatnonzero(np.isin(train_index, self.index))
-        if self.removed == "all" or self.selection == "all":
-            return np.arange(n)
-        count = int(self.removed)
-        if self.selection == "random":
-            rows = numpy_generator(seed, "removed examples").choice(n, count, replace=False)
-        elif self.selection == "stratified":
-            order = np.argsort(influence.mean(1), kind="stable")
-            rows = order[np.linspace(0, n - 1, count).round().astype(int)]
-        else:
-            rank = losses if self.selection == "loss" else np.abs(influence).mean(1)
-            rows = np.argsort(-rank, kind="stable")[:count]
-        return np.sort(rows)
+    ) -> Removals:
+        """The sets of rows to leave out; `truth` is "loo", "subset" or "group".
 
-    def predict(self, experiment: Experiment, base: Trained, rows: Int[np.ndarray, " n_removed"], seed: int, store: Store) -> Prediction:
-        """The time that `run` will take, from a trial of one stack; a trial that is a whole training is kept in the store for `run`."""
-        first = self._shards(experiment, [base], rows, [seed], store)
-        if all(store.holds("retrained", self.shard_key(experiment, shard.rows, seed + s)) for shard in first for s in range(self.seeds)):
-            return Prediction(0.0, 0)
-        training = experiment.training.shortened(self.epochs)
-        short, share = training.trial(len(base.history), len(first[0].rows) + 1)
-        begun, trained = time.perf_counter(), 0
-        if share == 1.0:
-            trained = 1 - first[0].run().stored
-        else:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", AccuracyWarning)  # `run` will say it
-                short.fit(self._task(experiment, base, first[0].rows, seed))
-        seconds = (time.perf_counter() - begun) / share * len(first) * self.seeds / self.workers
-        return Prediction(seconds + (self.seeds - 1) * base.seconds, trained)
-
-    def run(self, experiment: Experiment, base: Trained, rows: Int[np.ndarray, " n_removed"], seed: int, store: Store) -> Truth:
-        """Retrain without each of `rows`, for every seed. Finished stacks are stored and never trained again.
-
-        Cost: (n_removed + stacks) x n_seeds trainings, side by side in stacks; memory: one stack a worker.
+        Raises:
+            InfluxError: there are too few examples for them, or the truth has no such selection.
         """
-        if stacking.mixes_rows(experiment.module(seed)):
-            warn_accuracy(
-                "batch normalisation mixes the rows of a batch: a left-out example counts for nothing in the loss, but still moves its "
-                "batch's mean and variance, so this truth is not quite its absence."
-            )
-        seeds = [seed + s for s in range(self.seeds)]
-        bases = [base, *(experiment.train(s, store) for s in seeds[1:])]
-        shards = self._shards(experiment, bases, rows, seeds, store)
-        change = np.empty((len(rows), experiment.n_test, self.seeds))
-        full = np.empty((experiment.n_test, self.seeds))
-        results = []
-        for shard, result in zip(shards, _results(shards, self.workers), strict=True):
-            s = shard.seed - seed
-            change[np.searchsorted(rows, shard.rows), :, s] = result.values - result.reference
-            full[:, s] = result.reference
-            results.append(result)
-        control = self._control(experiment, base, seed, max(result.drift for result in results))
-        return Truth(change, full, rows, np.array(seeds), control, sum(result.stored for result in results), len(shards))
-
-    def _shards(
-        self, experiment: Experiment, bases: list[Trained], rows: Int[np.ndarray, " n_removed"], seeds: list[int], store: Store
-    ) -> list[Shard]:
-        size = self.models_at_once or _stack_size(experiment)
-        parts = [rows[start : start + size] for start in range(0, len(rows), size)]
-        return [Shard(self, experiment, base, part, seed, store) for base, seed in zip(bases, seeds, strict=True) for part in parts]
-
-    def _retrain(
-        self, experiment: Experiment, base: Trained, rows: Int[np.ndarray, " k"], seed: int
-    ) -> tuple[Float[Tensor, "k1 n_test"], Float[Tensor, "1 n_test"]]:
-        """Measurements of one stack (row 0 with nothing left out), and those of the trained model."""
-        task = self._task(experiment, base, rows, seed)
-        fit = experiment.training.shortened(self.epochs).fit(task)
-        trained = stacking.stack(base.params, 1), stacking.stack(base.buffers, 1)
-        return experiment.measure(task.module, fit.params, fit.buffers), experiment.measure(task.module, *trained)
-
-    def _task(self, experiment: Experiment, base: Trained, rows: Int[np.ndarray, " k"], seed: int) -> Task:
         data, n = experiment.data, experiment.data.n_train
-        weights = torch.ones(len(rows) + 1, n, dtype=data.train_inputs.dtype, device=data.train_inputs.device)
-        if self.divisor == "n-1":
-            weights[1:] *= n / (n - 1)
-        weights[torch.arange(1, len(rows) + 1), torch.as_tensor(rows)] = 0.0
-        task = experiment.task(seed, weights)
-        if self.start == "warm":
-            params, buffers = (stacking.stack(part, task.models) for part in (base.params, base.buffers))
-            task = replace(task, params=params, buffers=buffers, trainable=experiment.trainable(self.trainable, task.module))
-        return replace(task, reference=base.params) if len(rows) else task
+        if truth == "subset":
+            return removals.subsets(n, self.fraction, self.subsets, seed)
+        if truth == "group":
+            return self._groups(experiment, influence, losses, seed)
+        if self.index is not None:
+            return Removals.single(np.flatnonzero(np.isin(data.train_index, self.index)))
+        if self.removed == "all" or self.selection == "all":
+            return Removals.single(range(n))
+        return Removals.single(np.sort(removals.ranked_rows(self.selection, int(self.removed), influence, losses, seed)))
+
+    def _groups(
+        self, experiment: Experiment, influence: Float[np.ndarray, "n_train n_test"], losses: Float[np.ndarray, " n_train"], seed: int
+    ) -> Removals:
+        data, size = experiment.data, self.group_size
+        if self.selection == "class":
+            if data.task != "classification":
+                raise InfluxError(f"retraining.selection=class needs labels; {data.name} has numbers as targets.")
+            return removals.class_groups(data.train_targets.cpu().numpy(), size, self.groups, seed)
+        if self.selection not in ("random", "top", "loss"):
+            raise InfluxError(f"truth=group has no retraining.selection={self.selection}: it must be one of random, top, loss, class.")
+        if size is None:
+            raise InfluxError("retraining.group_size=null (whole classes) needs retraining.selection=class.")
+        return removals.groups(removals.ranked_rows(self.selection, data.n_train, influence, losses, seed), size, self.groups)
+
+    @property
+    def recipe(self) -> Recipe:
+        return Recipe(self.start, self.trainable, self.epochs, self.divisor)
+
+    def shards(self, experiment: Experiment, bases: list[Trained], sets: Removals, seed: int, plan: Plan) -> list[Shard]:
+        """All shards, seed by seed: a function of the options and the number of sets, not of the moment's free memory or workers."""
+        parts = sets.batches(self.models_at_once or _stack_size(experiment))
+        draws = zip(self.draws(seed), bases, strict=True)
+        return [Shard(self.recipe, experiment, part, draw, base, plan.side_by_side) for draw, base in draws for part in parts]
+
+    def plan(self, experiment: Experiment, base: Trained, sets: Removals, seed: int, store: Store) -> Plan:
+        """How to train the shards, from a trial of one; kept in the store and used again."""
+        module = experiment.module(seed)
+        ways = (True,) if layered.fits(module) or stacking.mixes_rows(module) else (False, True)
+
+        def measured() -> dict[str, Tensor]:
+            shards = {way: self.shards(experiment, [base] * self.seeds, sets, seed, Plan(way, 0.0))[0] for way in ways}
+            seconds = {way: _trial(shard, base) for way, shard in shards.items()}
+            best = min(ways, key=lambda way: seconds[way])
+            return {"side_by_side": torch.tensor(best), "seconds_per_model": torch.tensor(seconds[best], dtype=torch.float64)}
+
+        key = experiment.key(seed, recipe=vars(self.recipe), models_at_once=self.models_at_once)
+        found, _ = store.fetch("plan", key, measured, f"{experiment.about}, how to retrain")
+        return Plan(bool(found["side_by_side"]), found["seconds_per_model"].item())
+
+    def seconds(self, experiment: Experiment, base: Trained, sets: Removals, seed: int, store: Store) -> float:
+        """The time that `run` will take with what the store holds now."""
+        plan = self.plan(experiment, base, sets, seed, store)
+        shards = self.shards(experiment, [base] * self.seeds, sets, seed, plan)
+        missing = sum(len(shard.part) + 1 for shard in shards if not store.holds(KIND, shard.key))
+        others = (self.seeds - 1) * base.seconds if self.start == "warm" and missing else 0.0
+        return missing * plan.seconds_per_model / self.workers + others
+
+    def run(self, experiment: Experiment, base: Trained, sets: Removals, seed: int, store: Store) -> Truth:
+        """Retrain without each of `sets`, for every seed. Finished shards are stored and never trained again.
+
+        Cost: (n_removed + shards) x n_seeds trainings; memory: one stack a worker.
+
+        Raises:
+            NumericalError: a training has diverged.
+            InfluxError: a worker died, or the store can no longer be written; finished shards are kept.
+        """
+        others = self.draws(seed)[1:]
+        bases = [base, *(experiment.train(d.init, store, order=d.order) if self.start == "warm" else base for d in others)]
+        shards = self.shards(experiment, bases, sets, seed, self.plan(experiment, base, sets, seed, store))
+        trained = [_measured(experiment, start) for start in bases]
+        change, full = np.empty((self.seeds, len(sets), experiment.n_test)), np.empty((self.seeds, experiment.n_test))
+        place = np.cumsum([0, *(len(shard.part) for shard in shards)])  # rows of `change`, seed by seed
+        drift, reused = 0.0, 0
+        results = finished(shards, store, self.workers, self.backend, self.cluster)
+        for (at, tensor, stored), _ in zip(results, progress(range(len(shards)), "retraining stacks"), strict=True):
+            values, s = tensor.double().cpu().numpy(), at * self.seeds // len(shards)
+            full[s] = values[0] if self.start == "scratch" or self.subtract_drift else trained[s]
+            change.reshape(-1, experiment.n_test)[place[at] : place[at + 1]] = values[1:] - full[s]
+            drift = max(drift, float(np.abs(values[0] - trained[0]).max()) if s == 0 else 0.0)
+            reused += stored
+        control = self._control(experiment, base, seed, drift)
+        seeds = np.arange(seed, seed + self.seeds)
+        return Truth(np.moveaxis(change, 0, 2), full.T, sets, seeds, control, reused, len(shards))
 
     def _control(self, experiment: Experiment, base: Trained, seed: int, in_stacks: float) -> Control:
-        task = self._task(experiment, base, np.arange(0), seed)
-        fit = experiment.training.shortened(self.epochs).fit(task)
+        alone = Shard(self.recipe, experiment, Removals(()), Draw(seed, seed), base, side_by_side=True)
+        task = alone.task()
+        fit = alone.training.fit(task)
         moved = max((fit.params[name][0] - base.params[name]).abs().max().item() for name in base.params)
-        before = experiment.measure(task.module, stacking.stack(base.params, 1), stacking.stack(base.buffers, 1))
-        drift = experiment.measure(task.module, fit.params, fit.buffers) - before
-        return Control(moved, drift.abs().max().item(), drift.mean().item(), in_stacks)
-
-    def shard_key(self, experiment: Experiment, rows: Int[np.ndarray, " k"], seed: int) -> dict[str, object]:
-        """Everything that determines one stack's measurements."""
-        return experiment.key(
-            seed,
-            all_data=experiment.digest,
-            measurement=describe(experiment.measurement),
-            rows=rows.tolist(),
-            start=self.start,
-            trainable=self.trainable,
-            epochs=self.epochs,
-            divisor=self.divisor,
-        )
-
-
-@dataclass(frozen=True)
-class StackResult:
-    """Measurements without each row, the reference they are compared with, the drift of the model with nothing left out, and whether all
-    came from the store."""
-
-    values: Float[np.ndarray, "k n_test"]
-    reference: Float[np.ndarray, " n_test"]
-    drift: float
-    stored: bool
-
-
-@dataclass(frozen=True)
-class Shard:
-    """One stack of retrainings: the unit of work, of storage and of loss when killed. Picklable."""
-
-    options: Retraining
-    experiment: Experiment
-    base: Trained
-    rows: Int[np.ndarray, " k"]
-    seed: int
-    store: Store
-
-    def run(self) -> StackResult:
-        key = self.options.shard_key(self.experiment, self.rows, self.seed)
-        stored = self.store.load("retrained", key)
-        if stored is None:
-            values, trained = self.options._retrain(self.experiment, self.base, self.rows, self.seed)
-            self.store.save("retrained", key, {"values": values, "trained": trained[0]})
-        else:
-            values, trained = stored["values"], stored["trained"].unsqueeze(0)
-        values_np, trained_np = values.double().cpu().numpy(), trained.double().cpu().numpy()
-        own = self.options.start == "scratch" or self.options.subtract_drift
-        drift = float(np.abs(values_np[0] - trained_np[0]).max())
-        return StackResult(values_np[1:], values_np[0] if own else trained_np[0], drift, stored is not None)
+        drift = experiment.measure(task.module, fit.params, fit.buffers)[0].double().cpu().numpy() - _measured(experiment, base)
+        return Control(moved, float(np.abs(drift).max()), float(drift.mean()), in_stacks)
 
 
 def _stack_size(experiment: Experiment) -> int:
-    inputs = experiment.data.train_inputs
-    module = experiment.module(0)
+    module, inputs = experiment.module(0), experiment.data.train_inputs
     params = {name: value.detach() for name, value in module.named_parameters()}
-    each = stacking.bytes_per_row(module, params, dict(module.named_buffers()), inputs)
-    batch = getattr(experiment.training, "batch_size", None) or experiment.data.n_train
-    state = 4 * sum(value.numel() for value in params.values()) * inputs.element_size()
-    return int(np.clip(STACK_BYTES // (state + 4 * min(batch, experiment.data.n_train) * each), FEWEST, MOST))
+    row = stacking.bytes_per_row(module, params, dict(module.named_buffers()), inputs)
+    size = sum(value.numel() for value in params.values()) * inputs.element_size()
+    return int(np.clip(STACK_BYTES // experiment.training.memory(size, row, len(inputs)), FEWEST, MOST))
 
 
-def _results(tasks: list[Shard], workers: int) -> Iterator[StackResult]:
-    if workers == 1:
-        yield from (task.run() for task in progress(tasks, "retraining stacks"))
-        return
-    threads = max(1, torch.get_num_threads() // workers)
-    calls = (joblib.delayed(_in_worker)(task.run, threads) for task in tasks)
-    results = joblib.Parallel(n_jobs=workers, return_as="generator")(calls)
-    for _, (result, messages) in zip(progress(range(len(tasks)), "retraining stacks"), results, strict=True):
-        for message in messages:
-            warn_accuracy(message)
-        yield result
+def _trial(shard: Shard, base: Trained) -> float:
+    """Seconds a model, from a short training of it."""
+    short, share = shard.training.trial(len(base.history), base.seconds, len(shard.part) + 1)
+    if share == 1.0:
+        shard = replace(shard, part=Removals(shard.part.sets[:TRIAL_MODELS], shard.part.unit))
+    task = shard.task()
+    begun = time.perf_counter()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", AccuracyWarning)  # `run` will say it
+        short.fit(task)
+    return (time.perf_counter() - begun) / share / task.models
 
 
-def _in_worker(run: Callable[[], StackResult], threads: int) -> tuple[StackResult, list[str]]:
-    """A stack's result, and its accuracy warnings, which would otherwise end on the worker's own standard error."""
-    torch.set_num_threads(threads)
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", AccuracyWarning)
-        result = run()
-    return result, [str(warning.message) for warning in caught if issubclass(warning.category, AccuracyWarning)]
+def _measured(experiment: Experiment, trained: Trained) -> Float[np.ndarray, " n_test"]:
+    params, buffers = stacking.stack(trained.params, 1), stacking.stack(trained.buffers, 1)
+    return experiment.measure(experiment.module(0), params, buffers)[0].double().cpu().numpy()

@@ -77,7 +77,7 @@ RULES: dict[str, Rule] = {
     "threads": whole(1).or_word("auto"),
     "top_k": whole(1),
     "loo": FLAG,
-    "truth": choice("loo"),
+    "truth": choice("loo", "subset", "group"),
     "resamples": whole(10),
     "store.dir": TEXT.or_null(),
     "dataset.train_size": whole(1).or_null(),
@@ -124,14 +124,21 @@ RULES: dict[str, Rule] = {
     "method.solver.batch_size": whole(1).or_word("auto"),
     "retraining.start": choice("scratch", "warm"),
     "retraining.removed": whole(1).or_word("all"),
-    "retraining.selection": choice("random", "top", "loss", "stratified", "all"),
+    "retraining.selection": choice("random", "top", "loss", "stratified", "all", "class"),
     "retraining.index": INDEX,
+    "retraining.fraction": number(above=0, below=1),
+    "retraining.subsets": whole(1),
+    "retraining.groups": whole(1),
+    "retraining.group_size": whole(1).or_null(),
     "retraining.seeds": whole(1),
+    "retraining.vary": choice("both", "init", "order"),
     "retraining.trainable": choice("all", "last_layer"),
     "retraining.epochs": whole(1).or_null(),
     "retraining.divisor": choice("n", "n-1"),
     "retraining.subtract_drift": FLAG,
     "retraining.workers": whole(1),
+    "retraining.backend": choice("loky", "ray", "dask"),
+    "retraining.cluster": TEXT.or_null(),
     "retraining.models_at_once": whole(1).or_null(),
 }
 
@@ -160,7 +167,7 @@ SHARED = ("seed", "dtype", "device", "threads", *GROUPS[:6])
 NEEDED = {
     "train": SHARED,
     "estimate": (*SHARED, "method", "top_k"),
-    "validate": (*SHARED, "method", "top_k", "retraining", "loo", "resamples"),
+    "validate": (*SHARED, "method", "top_k", "retraining", "loo", "truth", "resamples"),
 }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 import numpy as np
 import torch
@@ -31,3 +31,19 @@ def isolated(seed: int, *purpose: str | int) -> Iterator[None]:
     with torch.random.fork_rng():
         torch.manual_seed(derive(seed, *purpose))
         yield
+
+
+def same_draws(device: torch.device) -> Iterator[AbstractContextManager[None]]:
+    """Contexts without end that all start from the global generator as it is now, and leave it as the first of them does."""
+    devices = [device] if device.type == "cuda" else []
+    states = torch.get_rng_state(), [torch.cuda.get_rng_state(place) for place in devices]
+
+    @contextmanager
+    def replay() -> Iterator[None]:
+        torch.set_rng_state(states[0])
+        for place, state in zip(devices, states[1], strict=True):
+            torch.cuda.set_rng_state(state, place)
+        yield
+
+    while True:
+        yield replay()

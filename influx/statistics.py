@@ -12,12 +12,14 @@ for every removal has no correlation; it is left out of the mean and counted (`n
 **Interval.** 95 % bootstrap interval over removed and test examples, see `influx.bootstrap`. It holds for other training and
 test examples drawn like these; the seeds are not resampled, their noise is what the ceiling is about.
 
-**Noise ceiling.** Let c_s = μ + ε_s be the change under seed s, with noise ε independent between seeds. The mean correlation of
-two seeds over removed examples estimates the reliability of one, r = var(μ) / var(c). The mean over S seeds then has reliability
-R_S = S r / (1 + (S − 1) r) (C. Spearman; W. Brown, both British Journal of Psychology 3, 1910) and its correlation with μ, the
-best that can be predicted without knowing the seeds' noise, is sqrt(R_S). Exact for Pearson correlations; for ranks it is the
-usual approximation. Correlations are averaged before the root is taken; R_S and the root are concave, so the ceiling is by
-Jensen's inequality an upper bound of the mean of the test examples' own ceilings.
+**Noise ceiling.** The highest correlation that an estimate which does not know the seeds' noise can be expected to reach, with its
+own interval, from the split-half reliability of the truth: see `influx.reliability`. A correlation divided by its ceiling is
+*corrected* for attenuation (C. Spearman, American Journal of Psychology 15, 1904): what it would be expected to be against a truth
+without noise. It is not cut at 1: above 1 is sampling noise, or an estimate that shares the seeds' noise, as its own model's does.
+
+**One model's truth.** Estimates are made on the model of the first seed, and a retraining with that seed shares its initialisation and
+batch order. The mean over seeds is the *expected* change, of a model trained like this; the first seed's change is that of *this*
+model. An estimate can be better at one than at the other.
 """
 
 from __future__ import annotations
@@ -33,11 +35,14 @@ from jaxtyping import Float
 
 from influx import bootstrap
 from influx.errors import InfluxError, nearest
+from influx.reliability import SplitHalf, split_halves, standardised
 from influx.rules import check_value
 
+COLUMNS = [
+    "statistic", "value", "ci_low", "ci_high", "noise_ceiling", "n_removed", "n_test", "n_seeds", "n_undefined",
+    "ceiling_low", "ceiling_high", "corrected", "corrected_low", "corrected_high", "this_model",
+]  # fmt: skip
 PER_TEST = ("pearson", "spearman", "kendall")
-RELIABILITIES = ("pearson", "spearman", "pearson_pooled", "spearman_pooled")
-CORRELATIONS = (*RELIABILITIES, "kendall")
 RANK_BUDGET = 10**9  # pairs × resamples a rank statistic may visit: about 10 s on one core
 KENDALL_BUDGET = 125 * 10**9  # multiply-adds of Kendall's tau, n_removed² × n_test a resample: about 4 s on one core
 SIGNED, SHARE, POSITIVE, ANY = (-1.0, 1.0), (0.0, 1.0), (0.0, np.inf), (-np.inf, np.inf)
@@ -66,7 +71,8 @@ def compare(
 ) -> pd.DataFrame:
     """Compare an estimate with the mean of `change` over seeds: one row a statistic.
 
-    Columns: `statistic, value, ci_low, ci_high, noise_ceiling, n_removed, n_test, n_seeds, n_undefined`. Rows, in this order:
+    Columns: `statistic, value, ci_low, ci_high, noise_ceiling, n_removed, n_test, n_seeds, n_undefined, ceiling_low, ceiling_high,
+    corrected, corrected_low, corrected_high, this_model`. Rows, in this order:
 
     - `pearson`, `spearman`, `kendall` (tau-b): mean over test examples of the correlation over removed examples;
     - `pearson_pooled`, `spearman_pooled`: over all pairs;
@@ -77,10 +83,11 @@ def compare(
       (actual, y) on estimate (predicted, x) over all pairs, 1 = right scale, unbiased by noise in the truth; and `rmse` of the
       estimate itself, in the measurement's unit.
 
-    `ci_low, ci_high` come from `resamples` resamples, the same for every statistic and fixed by `seed`. When that is too much
-    arithmetic (`RANK_BUDGET`, `KENDALL_BUDGET`; for Kendall beyond about 1,100 × 100), as many of the first ones as fit are used;
-    NaN when fewer than 50 fit, or when fewer than 3 examples were removed. `noise_ceiling` is NaN with one seed and for what is
-    not a correlation.
+    All intervals are of 95 % and come from `resamples` resamples, the same for every statistic and fixed by `seed`. When that is too
+    much arithmetic (`RANK_BUDGET`, `KENDALL_BUDGET`; for Kendall beyond about 1,100 × 100), as many of the first ones as fit are
+    used; NaN when fewer than 50 fit, or when fewer than 3 examples were removed. `corrected` is `value / noise_ceiling`, its interval
+    that of the ratio, resampled together, and infinite where the ceiling may be 0. These columns and `noise_ceiling` are NaN with one
+    seed and for what is not a correlation. `this_model` is the statistic against `change[:, :, 0]` alone, NaN with one seed.
 
     Raises `InfluxError` on empty, mismatching or non-finite input.
     """
@@ -88,16 +95,19 @@ def compare(
         check_value(key, option)
     estimate, change = _checked(estimate, change)
     truth = change.mean(axis=2)
-    n_removed, n_test = truth.shape
+    n_removed, n_test, n_seeds = change.shape
     draws = bootstrap.Resamples.draw(n_removed, n_test, resamples, seed)
+    halves = split_halves(change)
     rows = []
     for agreement in _agreements(n_removed, n_test, calibrated=calibrated, top_k=top_k):
         value, n_undefined = _value(agreement, estimate, truth)
-        low, high = _interval(agreement, value, estimate, truth, draws)
-        ceiling = noise_ceiling(change, agreement.name) if agreement.name in CORRELATIONS else np.nan
-        rows.append((agreement.name, value, low, high, ceiling, *change.shape, n_undefined))
-    names = ["statistic", "value", "ci_low", "ci_high", "noise_ceiling", "n_removed", "n_test", "n_seeds", "n_undefined"]
-    return pd.DataFrame(rows, columns=names)
+        replicates = _replicates(agreement, estimate, truth, draws)
+        low, high = bootstrap.interval(replicates, value, agreement.bounds)
+        row = {"statistic": agreement.name, "value": value, "ci_low": low, "ci_high": high, "n_undefined": n_undefined}
+        row |= _against_ceiling(value, replicates, halves.get(agreement.name), draws)
+        row["this_model"] = _value(agreement, estimate, change[:, :, 0])[0] if n_seeds > 1 else np.nan
+        rows.append(row)
+    return pd.DataFrame(rows).assign(n_removed=n_removed, n_test=n_test, n_seeds=n_seeds)[COLUMNS]
 
 
 def per_test_correlation(estimate: Matrix, truth: Matrix, kind: str) -> Float[np.ndarray, " n_test"]:
@@ -107,55 +117,35 @@ def per_test_correlation(estimate: Matrix, truth: Matrix, kind: str) -> Float[np
     if kind == "kendall":
         pairs = zip(estimate.T, truth.T, strict=True)
         return np.array([_tau_b(x, y) for x, y in pairs])
-    x, y = (_standardised(values, ranks=kind == "spearman") for values in (estimate, truth))
-    return np.sum(x * y, axis=0)
+    if kind == "spearman":
+        estimate, truth = (scipy.stats.rankdata(values, axis=0) for values in (estimate, truth))
+    return np.sum(standardised(np.asarray(estimate, float).T) * standardised(np.asarray(truth, float).T), axis=1)
 
 
-def reliability(change: Float[np.ndarray, "n_removed n_test n_seeds"], kind: str) -> float:
-    """Reliability in [0, 1] of the mean of `change` over its seeds: the share of its variance that is not the seeds' noise.
+def per_test(estimate: Matrix, change: Float[np.ndarray, "n_removed n_test n_seeds"]) -> pd.DataFrame:
+    """Agreement of each test example on its own: one row a test example, in their order; NaN where undefined.
 
-    `kind` is `pearson` or `spearman` (inter-seed correlations over removed examples, averaged over pairs of seeds and over test
-    examples) or the same with `_pooled` (over all pairs, averaged over pairs of seeds). A mean correlation below zero counts as
-    zero; NaN with one seed, or when no correlation is defined.
+    - `pearson`, `spearman` over removed examples. With subsets in place of removed examples, `spearman` is the test example's linear
+      datamodelling score (S. M. Park et al., TRAK, ICML 2023);
+    - `ci_low, ci_high`: 95 % interval of `spearman` over removed examples, tanh(atanh r ± 1.96 sqrt((1 + r²/2) / (n_removed − 3)))
+      (D. G. Bonett, T. A. Wright, Psychometrika 65, 2000): over one axis, a percentile bootstrap of some dozen removals is too narrow;
+    - `reliability, noise_ceiling, corrected` (`spearman / noise_ceiling`) of `spearman`, from this test example's split halves alone
+      and thus noisier than their mean; NaN with one seed, `corrected` also where the ceiling is 0;
+    - `this_model`: Spearman against `change[:, :, 0]` alone, NaN with one seed.
     """
-    if kind not in RELIABILITIES:
-        raise InfluxError(f"kind={kind} has no reliability: it must be one of {', '.join(RELIABILITIES)}.{nearest(kind, RELIABILITIES)}")
-    n_seeds = change.shape[2]
-    if n_seeds < 2:
-        return np.nan
-    if kind.endswith("_pooled"):
-        change = change.reshape(-1, 1, n_seeds)
-    scores = _standardised(change, ranks=kind.startswith("spearman"))
-    seeds_last = np.moveaxis(scores, 1, 0)  # [n_test, n_removed, n_seeds]
-    between = (seeds_last.mT @ seeds_last)[:, *np.triu_indices(n_seeds, k=1)]  # [n_test, pairs of seeds]
-    defined = between[np.isfinite(between)]
-    return spearman_brown(float(defined.mean()), n_seeds) if defined.size else np.nan
-
-
-def spearman_brown(single: float, n_seeds: float) -> float:
-    """Reliability of a mean over `n_seeds`, each of reliability `single`: S r / (1 + (S − 1) r), 0 when r is negative."""
-    single = min(max(single, 0.0), 1.0)
-    return n_seeds * single / (1 + (n_seeds - 1) * single)
-
-
-def noise_ceiling(change: Float[np.ndarray, "n_removed n_test n_seeds"], kind: str) -> float:
-    """Highest correlation of that kind which an estimate that does not know the seeds' noise can be expected to reach.
-
-    `kind` is one of `reliability`'s, or `kendall`: Spearman's ceiling carried over as between two normal variables, for which
-    ρ = 2 sin(π ρ_s / 6) and τ = (2 / π) asin ρ (M. G. Kendall, "Rank Correlation Methods", on the bivariate normal).
-    """
-    if kind != "kendall":
-        return float(np.sqrt(reliability(change, kind)))
-    rho = 2 * np.sin(np.pi * noise_ceiling(change, "spearman") / 6)
-    return float(2 / np.pi * np.arcsin(min(rho, 1.0)))
-
-
-def seeds_needed(ceiling: float, n_seeds: int, wanted: float) -> float:
-    """How many seeds, in all, would lift a ceiling reached with `n_seeds` to `wanted` < 1; infinite when it is 0."""
-    if ceiling <= 0:
-        return np.inf
-    odds, wanted_odds = (c**2 / (1 - c**2) if c < 1 else np.inf for c in (ceiling, wanted))  # Spearman-Brown: odds ∝ seeds
-    return float(np.ceil(n_seeds * wanted_odds / odds))
+    estimate, change = _checked(estimate, change)
+    truth = change.mean(axis=2)
+    r = per_test_correlation(estimate, truth, "spearman")
+    low, high = _rank_interval(r, len(truth))
+    table = pd.DataFrame({"pearson": per_test_correlation(estimate, truth, "pearson"), "spearman": r, "ci_low": low, "ci_high": high})
+    half = SplitHalf.of(change, "spearman")
+    ceiling = half.ceiling(half.correlation)
+    return table.assign(
+        reliability=half.reliability(half.correlation),
+        noise_ceiling=ceiling,
+        corrected=r / np.where(ceiling > 0, ceiling, np.nan),
+        this_model=per_test_correlation(estimate, change[:, :, 0], "spearman") if change.shape[2] > 1 else np.nan,
+    )
 
 
 def _agreements(n_removed: int, n_test: int, *, calibrated: bool, top_k: int) -> list[Agreement]:
@@ -181,31 +171,52 @@ def _value(agreement: Agreement, estimate: Matrix, truth: Matrix) -> tuple[float
     if agreement.name not in PER_TEST:
         value = agreement.resampled(estimate, truth, bootstrap.Resamples.once(n_removed, n_test)).item()
         return value, 0 if np.isfinite(value) else n_test
-    per_test = per_test_correlation(estimate, truth, agreement.name)
-    defined = per_test[np.isfinite(per_test)]
-    return float(defined.mean()) if defined.size else np.nan, per_test.size - defined.size
+    each = per_test_correlation(estimate, truth, agreement.name)
+    defined = each[np.isfinite(each)]
+    return float(defined.mean()) if defined.size else np.nan, n_test - defined.size
 
 
-def _interval(agreement: Agreement, value: float, estimate: Matrix, truth: Matrix, draws: bootstrap.Resamples) -> tuple[float, float]:
+def _replicates(agreement: Agreement, estimate: Matrix, truth: Matrix, draws: bootstrap.Resamples) -> bootstrap.PerResample:
+    """The statistic in the first resamples, as many as can be afforded; none when there is nothing to resample."""
     count = bootstrap.affordable(len(draws.removed), agreement.cost, agreement.budget)
     if len(truth) < 3 or count == 0:
-        return np.nan, np.nan
-    return bootstrap.interval(agreement.resampled(estimate, truth, draws.first(count)), value, agreement.bounds)
+        return np.empty(0)
+    return agreement.resampled(estimate, truth, draws.first(count))
+
+
+def _against_ceiling(
+    value: float, replicates: bootstrap.PerResample, half: SplitHalf | None, draws: bootstrap.Resamples
+) -> dict[str, float]:
+    """The ceiling and the value corrected by it, with their intervals."""
+    found = dict.fromkeys(["noise_ceiling", "ceiling_low", "ceiling_high", "corrected", "corrected_low", "corrected_high"], np.nan)
+    if half is None or np.isnan(half.mean):
+        return found
+    ceiling = found["noise_ceiling"] = float(half.ceiling(half.mean))
+    found["corrected"] = value / ceiling if ceiling > 0 else np.nan
+    if len(half.pseudo_values) < 3:
+        return found
+    ceilings = half.resampled_ceiling(draws)
+    found["ceiling_low"], found["ceiling_high"] = bootstrap.quantiles(ceilings)
+    if ceiling > 0 and np.isfinite(replicates).any():
+        values = value + replicates - np.nanmean(replicates)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            found["corrected_low"], found["corrected_high"] = bootstrap.quantiles(values / ceilings[: len(values)])
+    return found
+
+
+def _rank_interval(r: Float[np.ndarray, " n_test"], n_removed: int) -> tuple[np.ndarray, np.ndarray]:
+    if n_removed < 4:
+        return np.full_like(r, np.nan), np.full_like(r, np.nan)
+    half_width = scipy.stats.norm.ppf(0.975) * np.sqrt((1 + r**2 / 2) / (n_removed - 3))
+    with np.errstate(divide="ignore"):  # a correlation of 1 has an interval of no width
+        z = np.arctanh(np.clip(r, -1, 1))
+    return np.tanh(z - half_width), np.tanh(z + half_width)
 
 
 def _tau_b(x: Float[np.ndarray, " n_removed"], y: Float[np.ndarray, " n_removed"]) -> float:
     if len(x) < 2:
         return np.nan
     return float(scipy.stats.kendalltau(x, y, variant="b").statistic)
-
-
-def _standardised(values: Float[np.ndarray, "n_removed ..."], *, ranks: bool) -> Float[np.ndarray, "n_removed ..."]:
-    """Values, or their mid-ranks, less their mean and divided by their norm over removed examples; NaN where all are the same."""
-    values = scipy.stats.rankdata(values, axis=0) if ranks else np.asarray(values, dtype=float)
-    same = values.max(axis=0) == values.min(axis=0)
-    deviation = values - values.mean(axis=0)
-    deviation = deviation / np.where(same, np.nan, np.abs(deviation).max(axis=0))  # squares cannot over- or underflow
-    return deviation / np.sqrt(np.sum(deviation**2, axis=0))
 
 
 def _checked(estimate: np.ndarray, change: np.ndarray) -> tuple[Matrix, Float[np.ndarray, "n_removed n_test n_seeds"]]:

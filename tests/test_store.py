@@ -5,13 +5,21 @@ from __future__ import annotations
 import dataclasses
 import json
 import multiprocessing
+import os
+import re
 import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from filelock import lock_descriptor
 from safetensors import safe_open
 from safetensors.torch import save_file
 
@@ -25,7 +33,7 @@ from influx.models.logistic import Logistic
 from influx.models.mlp import Mlp
 from influx.objectives import CrossEntropy, Supervised
 from influx.retraining import Retraining
-from influx.store import Store, digest, write_whole
+from influx.store import STALE, Store, digest, header, is_sound, write_whole
 from influx.training.first_order import Adam, AdamW, Sgd
 from influx.training.second_order import Lbfgs, Newton
 
@@ -68,6 +76,30 @@ def test_saving_leaves_the_entry_and_nothing_else(store: Store) -> None:
 def test_an_entry_names_its_key(store: Store) -> None:
     with safe_open(entry(store), framework="pt") as file:
         assert json.loads(file.metadata()["key"]) == KEY
+
+
+def test_an_entry_says_what_it_is_for_and_that_is_no_part_of_its_key(store: Store) -> None:
+    store.save("model", KEY, TENSORS, about="digits, Mlp,\n  seed 3")
+    content = entry(store).read_bytes()
+    assert header(content)["about"] == "digits, Mlp, seed 3"
+    assert is_sound(content, digest(KEY))
+
+
+def test_tensors_that_share_memory_are_saved_each_by_itself(store: Store) -> None:
+    tied = torch.arange(4.0)
+    store.save("model", KEY, {"first": tied, "second": tied, "part": tied[1:3]})
+    loaded = store.load("model", KEY)
+    assert loaded is not None
+    assert {name: tensor.tolist() for name, tensor in loaded.items()} == {"first": [0, 1, 2, 3], "second": [0, 1, 2, 3], "part": [1, 2]}
+
+
+@pytest.mark.parametrize("tensor", [torch.zeros(0, 3), torch.tensor(2.0), torch.ones(3, dtype=torch.bfloat16), torch.tensor([True])])
+def test_every_shape_and_type_comes_back(store: Store, tensor: torch.Tensor) -> None:
+    store.save("model", KEY, {"it": tensor})
+    loaded = store.load("model", KEY)
+    assert loaded is not None
+    assert torch.equal(loaded["it"], tensor)
+    assert loaded["it"].dtype == tensor.dtype
 
 
 def test_saving_again_replaces(store: Store) -> None:
@@ -119,11 +151,42 @@ def flip(content: bytes, position: int) -> bytes:
     ],
     ids=["last byte", "a byte", "header", "length", "one byte short", "five bytes left", "empty"],
 )
-def test_a_damaged_entry_is_reported_removed_and_counts_as_none(store: Store, damage) -> None:
+def test_a_damaged_entry_is_reported_removed_and_counts_as_none(store: Store, damage: Callable[[bytes], bytes]) -> None:
     entry(store).write_bytes(damage(entry(store).read_bytes()))
     with pytest.warns(AccuracyWarning, match=r"the stored model .*\.safetensors is damaged; it is removed and computed again"):
         assert store.load("model", KEY) is None
     assert not entry(store).exists()
+    store.save("model", KEY, TENSORS)
+    assert store.load("model", KEY) is not None
+
+
+def test_no_flipped_bit_and_no_lost_byte_goes_unnoticed(store: Store) -> None:
+    """Every bit of the file, and every length."""
+    content, name = entry(store).read_bytes(), digest(KEY)
+    assert is_sound(content, name)
+    flipped = (content[:i] + bytes([content[i] ^ (1 << bit)]) + content[i + 1 :] for i in range(len(content)) for bit in range(8))
+    assert not any(is_sound(damaged, name) for damaged in flipped)
+    assert not any(is_sound(content[:length], name) for length in range(len(content)))
+    assert not is_sound(content + b"\0", name)
+
+
+def test_an_entry_under_another_keys_name_is_damaged(store: Store) -> None:
+    other = store.path("model", {**KEY, "seed": 1})
+    assert other is not None
+    other.parent.mkdir(exist_ok=True)
+    shutil.copy(entry(store), other)
+    with pytest.warns(AccuracyWarning, match="damaged"):
+        assert store.load("model", {**KEY, "seed": 1}) is None
+
+
+@pytest.mark.parametrize("content", [[], ["a file"]], ids=["empty", "with a file"])
+def test_a_folder_in_an_entrys_place_is_damage(store: Store, content: list[str]) -> None:
+    entry(store).unlink()
+    entry(store).mkdir()
+    for name in content:
+        (entry(store) / name).touch()
+    with pytest.warns(AccuracyWarning, match=r"the stored model .*\.safetensors is damaged; it is removed and computed again"):
+        assert store.load("model", KEY) is None
     store.save("model", KEY, TENSORS)
     assert store.load("model", KEY) is not None
 
@@ -133,6 +196,57 @@ def test_a_file_that_the_store_did_not_write_is_damaged(store: Store, metadata: 
     save_file(TENSORS, entry(store), metadata)
     with pytest.warns(AccuracyWarning, match="damaged"):
         assert store.load("model", KEY) is None
+
+
+# ------------------------------------------------------------------------------------------------------------- permissions
+
+
+@pytest.fixture
+def guarded() -> Iterator[Store]:
+    """A store with one entry, in a folder that all may pass; the test runs as a user whom permissions bind."""
+    folder = Path(tempfile.mkdtemp())
+    folder.chmod(0o755)
+    store = Store(folder / "store")
+    store.save("model", KEY, TENSORS)
+    root = os.geteuid() == 0
+    if root:
+        for place in (folder, *folder.rglob("*")):
+            os.chown(place, 65534, 65534)
+        os.seteuid(65534)
+    yield store
+    if root:
+        os.seteuid(0)
+    subprocess.run(["chmod", "-R", "u+rwx", folder], check=True)
+    shutil.rmtree(folder)
+
+
+def test_an_entry_that_may_not_be_read_is_left_there_and_replaced(guarded: Store) -> None:
+    entry(guarded).chmod(0)
+    with pytest.warns(
+        AccuracyWarning, match=r"the stored model .*\.safetensors cannot be read \(Permission denied\); it is computed again"
+    ):
+        assert guarded.load("model", KEY) is None
+    assert entry(guarded).exists()
+    guarded.save("model", KEY, TENSORS)
+    assert guarded.load("model", KEY) is not None
+
+
+def test_a_store_that_can_only_be_read_is_read_and_takes_no_claim(guarded: Store) -> None:
+    for place in (guarded.root, *guarded.root.rglob("*")):
+        place.chmod(0o555 if place.is_dir() else 0o444)
+    guarded.check()
+    assert guarded.load("model", KEY) is not None
+    with pytest.raises(InfluxError, match=r"store\.dir=.* cannot be written \(Permission denied\): choose another place, or null"):
+        guarded.claim("model", KEY)
+    with pytest.raises(InfluxError, match=r"cannot write .*\(Permission denied\)"):
+        guarded.save("model", KEY, TENSORS)
+
+
+def test_damage_that_may_not_be_removed_is_reported_as_such(guarded: Store) -> None:
+    entry(guarded).write_bytes(b"")
+    entry(guarded).parent.chmod(0o555)
+    with pytest.warns(AccuracyWarning, match=r"the stored model .* is damaged and cannot be removed; it is computed again"):
+        assert guarded.load("model", KEY) is None
 
 
 # ----------------------------------------------------------------------------------------------------------------- writing
@@ -152,6 +266,45 @@ def test_a_failed_write_is_an_error_and_leaves_the_old_entry(store: Store, monke
     assert set(loaded) == set(TENSORS)
 
 
+FULL = """
+import resource, signal, sys
+from pathlib import Path
+import torch
+from influx.errors import InfluxError
+from influx.store import Store
+
+store, key = Store(Path(sys.argv[1])), {"seed": 0}
+store.save("model", key, {"a": torch.ones(100)})
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+for name in (key, {"seed": 1}):
+    try:
+        store.save("model", name, {"a": torch.zeros(100_000)})
+    except InfluxError as error:
+        print(error)
+print(store.load("model", key)["a"].sum().item(), store.load("model", {"seed": 1}))
+"""
+
+
+def test_a_full_disk_is_said_and_leaves_the_store_as_it_was(tmp_path: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", FULL, tmp_path], capture_output=True, text=True, check=True)
+    first, second, after = done.stdout.splitlines()
+    for line in (first, second):
+        assert re.fullmatch(r"cannot write .*\(File too large\): choose another place .*store\.dir=\.\.\., or free some space\.", line)
+    assert after == "100.0 None"
+    assert [file.suffix for file in tmp_path.rglob("*") if file.is_file()] == [".safetensors"]
+
+
+def test_ctrl_c_in_the_middle_of_writing_leaves_no_temporary_file(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("os.fsync", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        store.save("model", KEY, TENSORS)
+    assert [file for file in store.root.rglob("*") if file.is_file()] == [entry(store)]
+
+
 def test_a_failed_rename_leaves_no_temporary_file(tmp_path: Path) -> None:
     (tmp_path / "taken").mkdir()
     with pytest.raises(InfluxError, match="cannot write"):
@@ -163,6 +316,57 @@ def test_a_place_below_a_file_is_refused_at_once(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(InfluxError, match=r"store\.dir=.*file/store cannot be written \(Not a directory\): choose another place, or null"):
         Store(tmp_path / "file" / "store").check()
+
+
+def left_over(folder: Path, name: str, age: float) -> Path:
+    """A file as a killed process leaves it, `age` seconds old."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / name
+    path.write_bytes(b"half")
+    os.utime(path, (time.time() - age,) * 2)
+    return path
+
+
+@pytest.mark.parametrize(("folder", "name"), [("model/3f", ".writing-abc"), ("locks", "model-3f.lock")])
+def test_a_check_sweeps_away_what_killed_processes_left(store: Store, folder: str, name: str) -> None:
+    old, young = left_over(store.root / folder, name, 2 * STALE), left_over(store.root / folder, f"{name}2.lock", STALE / 2)
+    held = left_over(store.root / folder, f"{name}3.lock", 2 * STALE)
+    handle = os.open(held, os.O_RDWR)
+    lock_descriptor(handle)
+    store.check()
+    assert (old.exists(), young.exists(), held.exists()) == (False, True, True)
+    os.close(handle)
+    store.check()
+    assert not held.exists()
+    assert entry(store).exists()
+
+
+def _save_slowly(store: Store, begun: Any, go_on: Any) -> None:
+    plain = os.fsync
+
+    def slow(handle: int) -> None:
+        begun.set()
+        go_on.wait(20)
+        plain(handle)
+
+    os.fsync = slow
+    store.save("model", {**KEY, "seed": 1}, TENSORS)
+
+
+def test_a_file_that_a_living_process_writes_is_never_swept_away(store: Store) -> None:
+    """Not even when the process was stopped for long in the middle of it."""
+    fork = multiprocessing.get_context("fork")
+    begun, go_on = fork.Event(), fork.Event()
+    writer = fork.Process(target=_save_slowly, args=(store, begun, go_on))
+    writer.start()
+    assert begun.wait(20)
+    (temporary,) = store.root.rglob(".writing-*")
+    os.utime(temporary, (0, 0))
+    store.check()
+    assert temporary.exists()
+    go_on.set()
+    writer.join()
+    assert store.load("model", {**KEY, "seed": 1}) is not None
 
 
 def _save_often(root: Path, value: float, barrier: Any) -> None:

@@ -18,7 +18,7 @@ from influx.pipelines.session import Session
 from influx.report.plots import save_scatter
 from influx.report.tables import correlation_lines, to_markdown, verdict
 from influx.retraining import Retraining, Truth
-from influx.statistics import compare, per_test_correlation
+from influx.statistics import compare, per_test
 
 log = logging.getLogger("influx")
 
@@ -31,7 +31,7 @@ NO_TRUTH = (
 def prepare(session: Session, estimator: Estimator) -> Retraining:
     """The retraining plan, checked against data, training and method before anything is trained."""
     retraining = build(session.config["retraining"], Retraining, "retraining")
-    retraining.check(session.experiment.data.train_index, session.experiment)
+    retraining.check(session.config["truth"], session.experiment)
     params = estimator.params
     if params != retraining.trainable:
         session.folder.warn(
@@ -48,12 +48,15 @@ def validate(session: Session, estimator: Estimator, retraining: Retraining | No
         log.info(NO_TRUTH)
         return None
     truth = _truth(session, made, retraining)
-    predicted = made.influence[truth.rows]
+    predicted = truth.removals.predicted(made.influence)
     options = {"calibrated": estimator.calibrated, "resamples": session.config["resamples"], "seed": session.seed}
     with session.folder.stage("compare"):
         table = compare(predicted, truth.change, **options)
+        each = per_test(predicted, truth.change)
+        each.insert(0, "test_index", made.test_index)
+        session.folder.csv("per_test.csv", each)
         _write_tables(session, table, retraining)
-        _draw(session, made, truth, table)
+        _draw(session, made, truth, table, each)
     write_diagnostics(session, made.solves, made.test_index)
     spearman = float(table.set_index("statistic").value["spearman"])
     session.folder.record["spearman"] = None if math.isnan(spearman) else spearman  # JSON has no NaN
@@ -62,19 +65,22 @@ def validate(session: Session, estimator: Estimator, retraining: Retraining | No
 
 
 def _truth(session: Session, made: Estimated, retraining: Retraining) -> Truth:
-    experiment, folder, seed = session.experiment, session.folder, session.seed
-    rows = retraining.choose(experiment.data.train_index, made.influence, made.train_losses, seed)
+    experiment, folder, seed, store = session.experiment, session.folder, session.seed, session.store
+    sets = retraining.choose(session.config["truth"], experiment, made.influence, made.train_losses, seed)
     with folder.stage("predict"):
-        ahead = retraining.predict(experiment, made.trained, rows, seed, session.store)
-    log.info("retraining without each of %d examples, %d seed(s): about %.0f s", len(rows), retraining.seeds, ahead.seconds)
+        ahead = retraining.seconds(experiment, made.trained, sets, seed, store)
+    log.info("retraining without each of %d %ss, %d seed(s): about %.0f s", len(sets), sets.unit, retraining.seeds, ahead)
     with folder.stage("retrain"):
-        truth = retraining.run(experiment, made.trained, rows, seed, session.store)
-    reused = truth.reused - (ahead.trained if session.store.root else 0)
-    if reused:
-        folder.record["reused"].append(f"{reused} of {truth.shards} retraining stacks")
+        truth = retraining.run(experiment, made.trained, sets, seed, store)
+    if truth.reused:
+        folder.record["reused"].append(f"{truth.reused} of {truth.shards} retraining shards")
     folder.record["zero_removal_control"] = asdict(truth.control)
-    index = {"train_index": experiment.data.train_index[rows], "test_index": made.test_index}
-    folder.arrays("ground_truth.npz", change=truth.change, full=truth.full, seed=truth.seeds, **index)
+    arrays = {"change": truth.change, "full": truth.full, "seed": truth.seeds, "test_index": made.test_index}
+    train_index = experiment.data.train_index
+    if sets.rows is not None:
+        folder.arrays("ground_truth.npz", **arrays, train_index=train_index[sets.rows])
+    else:  # `removed[j, i]`: whether removal j leaves out training example train_index[i]
+        folder.arrays("ground_truth.npz", **arrays, train_index=train_index, removed=sets.mask(len(train_index)))
     return truth
 
 
@@ -86,23 +92,22 @@ def _write_tables(session: Session, table: pd.DataFrame, retraining: Retraining)
     session.folder.text("correlations.md", to_markdown(full))
 
 
-def _draw(session: Session, made: Estimated, truth: Truth, table: pd.DataFrame) -> None:
-    predicted, mean = made.influence[truth.rows], truth.change.mean(2)
+def _draw(session: Session, made: Estimated, truth: Truth, table: pd.DataFrame, each: pd.DataFrame) -> None:
+    predicted, mean = truth.removals.predicted(made.influence), truth.change.mean(2)
     pairs = pd.DataFrame({"predicted": predicted.ravel(), "actual": mean.ravel()})
     if truth.change.shape[2] > 1:
         pairs["actual_se"] = (truth.change.std(2, ddof=1) / np.sqrt(truth.change.shape[2])).ravel()
-    per_test = pd.DataFrame({"test_index": made.test_index, "spearman": per_test_correlation(predicted, mean, "spearman")})
     data, unit = session.experiment.data, session.experiment.measurement.unit
     title = f"{session.choices['method']} on {data.name}, {type(session.experiment.model).__name__.lower()}"
     picture = session.folder.path / "scatter.png"
-    save_scatter(pairs, per_test, table, picture, unit=unit, calibrated=made.estimator.calibrated, title=title)
+    save_scatter(pairs, each[["test_index", "spearman"]], table, picture, unit=unit, calibrated=made.estimator.calibrated, title=title)
 
 
 def _say(session: Session, table: pd.DataFrame, truth: Truth) -> None:
     screen = Console(width=100, file=io.StringIO())
-    screen.print(correlation_lines(table))
+    screen.print(correlation_lines(table, truth.removals.unit))
     log.info("%s", screen.file.getvalue().rstrip())  # type: ignore[attr-defined]
-    for line in verdict(table):
+    for line in verdict(table, truth.removals.unit):
         log.info("%s", line)
     control = truth.control
     log.info(

@@ -158,7 +158,7 @@ def draw_pairs(pairs: pd.DataFrame, ax: Axes, *, unit: str, calibrated: bool) ->
 
 
 def draw_per_test(per_test: pd.DataFrame, correlations: pd.DataFrame, ax: Axes) -> None:
-    """Each test example's rank correlation (as points up to `STRIP` of them, else a histogram), their mean and its ceiling."""
+    """Each test example's rank correlation (points for up to `STRIP`, else a histogram), their mean, its ceiling, and both intervals."""
     headline = _rows(correlations)["spearman"]
     known = per_test[np.isfinite(per_test["spearman"])]
     values = known["spearman"].to_numpy(float)
@@ -195,8 +195,10 @@ def _draw_ceiling(headline: Any, ax: Axes) -> None:
     if math.isnan(headline.noise_ceiling):
         ax.plot([], [], " ", label=f"noise ceiling unknown ({seeds})")
         return
-    label = f"noise ceiling {significant(headline.noise_ceiling)} ({seeds})"
-    ax.axvline(headline.noise_ceiling, color=VERMILLION, linestyle="--", label=label)
+    ceiling = f"{significant(headline.noise_ceiling)} {interval(headline, 'ceiling')}".rstrip()
+    ax.axvline(headline.noise_ceiling, color=VERMILLION, linestyle="--", label=f"noise ceiling {ceiling} ({seeds})")
+    if not math.isnan(headline.ceiling_low):
+        ax.axvspan(headline.ceiling_low, headline.ceiling_high, color=VERMILLION, alpha=0.18, linewidth=0, zorder=0)
 
 
 def _pairs_caption(correlations: pd.DataFrame) -> str:
@@ -220,4 +222,3 @@ def _window(values: np.ndarray) -> tuple[float, float]:
     low, high = max(low, min(inner_low - reach, 0.0)), min(high, max(inner_high + reach, 0.0))
     margin = 0.05 * (high - low) or 1.0
     return low - margin, high + margin
-

@@ -8,12 +8,14 @@ from typing import Any
 import pandas as pd
 from rich.table import Table
 
-from influx.statistics import seeds_needed
+from influx.reliability import seeds_needed
 
 FEW = 10  # removed examples; a bootstrap of fewer is too narrow
 NOISELESS = 0.995  # a ceiling from which the truth's noise is not worth a word
 MOSTLY_NOISE = 0.5  # a ceiling below this makes a comparison nearly meaningless
 USEFUL = 0.8  # the ceiling that the advice on seeds aims at
+WIDE = 0.1  # from this width on a ceiling's interval is worth a word
+DIFFERENT = 0.05  # between the expected and this model's correlation, from which both are worth a word
 
 
 def significant(number: float) -> str:
@@ -36,31 +38,37 @@ def to_markdown(table: pd.DataFrame) -> str:
     return "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
 
-def correlation_lines(table: pd.DataFrame) -> Table:
-    """The terminal's view of a `compare` table: statistic, value, 95 % interval, noise ceiling."""
-    lines = Table(caption=_sizes(table), caption_justify="left")
+def correlation_lines(table: pd.DataFrame, unit: str = "removed example") -> Table:
+    """The terminal's view of a `compare` table: value and noise ceiling with their 95 % intervals, value corrected by the ceiling."""
+    lines = Table(caption=_sizes(table, unit), caption_justify="left")
     lines.add_column("statistic")
-    for heading in ("value", "95 % interval", "noise ceiling"):
+    for heading in ("value", "95 % interval", "noise ceiling", "corrected"):
         lines.add_column(heading, justify="right")
     for row in table.itertuples():
-        lines.add_row(str(row.statistic).replace("_", " "), significant(row.value), interval(row), significant(row.noise_ceiling))
+        numbers = significant(row.value), interval(row), _with_interval(row, "ceiling"), significant(row.corrected)
+        lines.add_row(str(row.statistic).replace("_", " "), *numbers)
     return lines
 
 
-def interval(row: Any) -> str:
-    """`[0.280, 0.400]` from a `compare` row; empty when there is no interval."""
-    return "" if math.isnan(row.ci_low) else f"[{significant(row.ci_low)}, {significant(row.ci_high)}]"
+def interval(row: Any, of: str = "ci") -> str:
+    """`[0.280, 0.400]` from a `compare` row, for its value (`ci`), its `ceiling` or `corrected`; empty when there is no interval."""
+    low, high = getattr(row, f"{of}_low"), getattr(row, f"{of}_high")
+    return "" if math.isnan(low) else f"[{significant(low)}, {significant(high)}]"
 
 
-def verdict(table: pd.DataFrame) -> list[str]:
-    """What a `compare` table says, one sentence or two a line: agreement against its ceiling, scale, and every caveat there is."""
+def verdict(table: pd.DataFrame, unit: str = "removed example") -> list[str]:
+    """What a `compare` table says, one sentence or two a line: agreement against its ceiling, scale, and every caveat there is.
+
+    `unit` is what was removed at a time: a removed example, removed subset, removed group.
+    """
     rows = {row.statistic: row for row in table.itertuples()}
     headline = rows["spearman"]
-    lines = [_headline(headline)]
+    lines = [_headline(headline), _about_correction(headline), _about_this_model(headline)]
     if "slope" in rows and not math.isnan(rows["slope"].value):
         scale = rows["slope"]
         lines.append(f"Slope {_with_interval(scale)}: actual changes are that multiple of the predicted ones (1 is the right scale).")
-    return lines + [line for line in (_about_noise(headline), _about_interval(headline), _about_undefined(headline)) if line]
+    lines += [_about_noise(headline), _about_interval(headline, unit), _about_undefined(headline)]
+    return [line for line in lines if line]
 
 
 def _headline(row: Any) -> str:
@@ -72,7 +80,25 @@ def _headline(row: Any) -> str:
     ceiling, seeds = significant(row.noise_ceiling), _count(row.n_seeds, "seed")
     if row.noise_ceiling >= NOISELESS:
         return f"{said}; the truth is the same for all {seeds}, so the whole distance to 1 is the estimate's."
+    if row.ceiling_high - row.ceiling_low >= WIDE:
+        seeds += f"; 95 % interval {interval(row, 'ceiling')}"
     return f"{said}; no estimate that is blind to the seeds' noise can be expected to pass {ceiling} ({seeds})."
+
+
+def _about_correction(row: Any) -> str:
+    if math.isnan(row.corrected) or not MOSTLY_NOISE <= row.noise_ceiling < NOISELESS:
+        return ""
+    return f"Corrected for that noise (divided by its ceiling) it is {_with_interval(row, 'corrected')}."
+
+
+def _about_this_model(row: Any) -> str:
+    difference = row.this_model - row.value
+    if not abs(difference) >= DIFFERENT:  # nor when it is not known
+        return ""
+    said = f"Against this model's own retraining (same start and batch order) it is {significant(row.this_model)}"
+    if difference > 0:
+        return f"{said}: the estimate predicts this one run better than the mean over seeds."
+    return f"{said}: one seed is a noisier truth than the mean of {row.n_seeds}."
 
 
 def _about_noise(row: Any) -> str:
@@ -86,14 +112,15 @@ def _about_noise(row: Any) -> str:
     advice = "Its seeds do not agree."
     if math.isfinite(needed):
         advice = f"About retraining.seeds={needed:.0f} would lift the ceiling to {USEFUL:g}."
-    return f"The truth is mostly noise: a low correlation says little about the estimator. {advice}"
+    ceiling = _with_interval(row, "ceiling")
+    return f"The truth is mostly noise (ceiling {ceiling}): a low correlation says little about the estimator. {advice}"
 
 
-def _about_interval(row: Any) -> str:
+def _about_interval(row: Any, unit: str) -> str:
     if row.n_removed < 3:
-        return f"No interval: {_count(row.n_removed, 'removed example')} cannot show how much the correlation varies."
+        return f"No interval: {_count(row.n_removed, unit)} cannot show how much the correlation varies."
     if row.n_removed < FEW:
-        return f"{row.n_removed} removed examples are too few for the interval to be trusted: raise retraining.removed."
+        return f"{_count(row.n_removed, unit)} are too few for the interval to be trusted: more are needed (retraining.removed)."
     if row.ci_low <= 0 <= row.ci_high:
         return "The interval holds 0: these removals do not tell the estimate from an unrelated one."
     return ""
@@ -108,13 +135,14 @@ def _about_undefined(row: Any) -> str:
     )
 
 
-def _with_interval(row: Any) -> str:
-    return f"{significant(row.value)} {interval(row)}".rstrip()
+def _with_interval(row: Any, of: str = "ci") -> str:
+    number = {"ci": row.value, "ceiling": row.noise_ceiling, "corrected": row.corrected}[of]
+    return f"{significant(number)} {interval(row, of)}".strip()
 
 
-def _sizes(table: pd.DataFrame) -> str:
+def _sizes(table: pd.DataFrame, unit: str) -> str:
     row = table.iloc[0]
-    return f"{row.n_removed} removed, {_count(row.n_test, 'test example')}, {_count(row.n_seeds, 'seed')}"
+    return f"{_count(row.n_removed, unit)}, {_count(row.n_test, 'test example')}, {_count(row.n_seeds, 'seed')}"
 
 
 def _count(number: int, noun: str) -> str:

@@ -47,4 +47,3 @@ def relative_residual(curvature: Curvature, x: Float[Tensor, "p m"], rhs: Float[
     """‖b − Ax‖/‖b‖ by one more product with A; 0 for a zero right-hand side."""
     norms = rhs.norm(dim=0)
     return torch.where(norms > 0, (rhs - curvature.matmat(x)).norm(dim=0) / norms.clamp_min(torch.finfo(rhs.dtype).tiny), 0.0)
-

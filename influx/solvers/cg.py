@@ -64,9 +64,7 @@ class ConjugateGradient(Solver):
         return Solution(x * norms, counts, residuals, converged, curvature.shift, smallest if iterations else float("nan"))
 
 
-def _search(
-    curvature: Curvature, residual: Float[Tensor, "p m"], tolerance: float, budget: int
-) -> tuple[Float[Tensor, "p m"], int, float]:
+def _search(curvature: Curvature, residual: Float[Tensor, "p m"], tolerance: float, budget: int) -> tuple[Float[Tensor, "p m"], int, float]:
     """Block CG on `A D = residual` from zero: the step D, block steps used, and the smallest Ritz value seen (a bound on λ_min(A))."""
     step = torch.zeros_like(residual)
     directions = _orthonormal(residual)

@@ -2,7 +2,7 @@
 
 Chains of linear and elementwise layers are differentiated by hand, with activations as [k, units, batch]: the first layer of all K
 models is one matrix product forward and one backward, later layers are batched products, and no graph is kept. Anything else goes
-through autograd over `stacking.outputs`. Both give the same numbers to rounding.
+through autograd, side by side or one by one. All give the same numbers to rounding.
 """
 
 from __future__ import annotations
@@ -15,10 +15,12 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from influx import layered, stacking
 from influx.objectives import Objective, weighted_slope
 from influx.problem import Examples
+from influx.seeding import same_draws
 from influx.stacking import Stack
 
 aten = torch.ops.aten
@@ -42,13 +44,16 @@ class Backprop(ABC):
         """
 
 
-def backprop(module: nn.Module, objective: Objective, trainable: tuple[str, ...]) -> Backprop:
-    """The fastest way there is for this module."""
-    return ByHand(module, objective, trainable) if layered.fits(module) else ByAutograd(module, objective, trainable)
+def backprop(module: nn.Module, objective: Objective, trainable: tuple[str, ...], side_by_side: bool) -> Backprop:
+    """The way for this module; `side_by_side` chooses between `torch.func.vmap` and a loop over the models where both are right."""
+    if layered.fits(module):
+        return ByHand(module, objective, trainable)
+    way = SideBySide if side_by_side and not stacking.mixes_rows(module) else OneByOne
+    return way(module, objective, trainable)
 
 
-class ByAutograd(Backprop):
-    """Any module that `stacking.outputs` can run."""
+class SideBySide(Backprop):
+    """Autograd through all K models at once: any module that `stacking.outputs` can run."""
 
     def gradients(
         self, params: Stack, buffers: Stack, batch: Examples, weights: Float[Tensor, "k batch"]
@@ -58,6 +63,40 @@ class ByAutograd(Backprop):
         total = (self.objective.loss(outputs, batch.targets) * weights).sum()  # the K models share no parameter: one sum, K gradients
         found = torch.autograd.grad(total, [leaves[name] for name in self.trainable])
         return outputs.detach(), {name: value.contiguous() for name, value in zip(self.trainable, found, strict=True)}
+
+
+class OneByOne(Backprop):
+    """Autograd through one model after another, which convolutions on a CPU prefer.
+
+    Rows of weight 0 are not fed to a module that mixes rows, so that they do not enter its batch statistics: a left-out example is then
+    truly absent. Stochastic layers draw the same for every model, as they do side by side.
+    """
+
+    def gradients(
+        self, params: Stack, buffers: Stack, batch: Examples, weights: Float[Tensor, "k batch"]
+    ) -> tuple[Float[Tensor, "k batch out"], Stack]:
+        mixes = stacking.mixes_rows(self.module) and self.module.training
+        found: Stack = {name: torch.empty_like(params[name]) for name in self.trainable}
+        outputs: list[Tensor] = []
+        for k, replay in zip(range(len(weights)), same_draws(batch.inputs.device), strict=False):
+            with replay:
+                rows = weights[k].nonzero().squeeze(1) if mixes else slice(None)
+                leaves = {name: value[k].detach().requires_grad_(name in self.trainable) for name, value in params.items()}
+                own = {name: value[k] for name, value in buffers.items()}  # views: running statistics are updated in place
+                part = batch.take(rows)
+                result = functional_call(self.module, (leaves, own), (part.inputs,))
+                total = (self.objective.loss(result, part.targets) * weights[k, rows]).sum()
+            for name, value in zip(self.trainable, torch.autograd.grad(total, [leaves[n] for n in self.trainable]), strict=True):
+                found[name][k] = value
+            outputs.append(_placed(result.detach(), rows, len(batch)))
+        return torch.stack(outputs), found
+
+
+def _placed(result: Float[Tensor, "rows out"], rows: slice | Tensor, size: int) -> Float[Tensor, "size out"]:
+    """Outputs at their rows of the batch; NaN for rows that were not fed."""
+    if isinstance(rows, slice):
+        return result
+    return result.new_full((size, *result.shape[1:]), torch.nan).index_copy(0, rows, result)
 
 
 class ByHand(Backprop):

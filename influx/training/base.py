@@ -20,7 +20,7 @@ from influx import stacking
 from influx.objectives import Objective
 from influx.problem import Examples
 from influx.stacking import Stack
-from influx.training.backprop import backprop
+from influx.training.backprop import Backprop, backprop
 from influx.trajectory import Trajectory
 
 
@@ -29,7 +29,8 @@ class Task:
     """K training problems over one data set.
 
     `params` and `buffers` are the starts, with a leading axis of K; `weights` is w; `trainable` names the parameters that move; `seed`
-    fixes the batch order, which all K share; `reference` is the solution for w = 1 from the same seed, when it is known.
+    fixes the batch order, which all K share; `reference` is the solution for w = 1 from the same seed, when it is known;
+    `side_by_side` false takes models that are no plain chains one by one, which is faster for convolutions on a CPU.
     """
 
     module: nn.Module
@@ -42,6 +43,11 @@ class Task:
     seed: int
     reference: dict[str, Tensor] | None = None
     record: bool = False
+    side_by_side: bool = True
+
+    def backprop(self, module: nn.Module) -> Backprop:
+        """How to get the K gradients; `module` is the task's own, in training or in evaluation mode."""
+        return backprop(module, self.objective, self.trainable, self.side_by_side)
 
     @property
     def all_trainable(self) -> bool:
@@ -93,9 +99,14 @@ class Training(ABC):
         """
 
     @abstractmethod
-    def trial(self, iterations: int, models: int) -> tuple[Training, float]:
+    def trial(self, iterations: int, seconds: float, models: int) -> tuple[Training, float]:
         """A short training of `models` models to predict the time from, and its share of the whole (1: it is the whole), when the model
-        trained on all examples took so many iterations."""
+        trained on all examples took so many iterations and seconds."""
+
+    @abstractmethod
+    def memory(self, params: int, row: int, n: int) -> int:
+        """Bytes that one more model in a stack keeps busy, with `params` bytes of parameters, `row` of layer outputs an example, and n
+        training examples."""
 
     def shortened(self, epochs: int | None) -> Training:
         """The same training with another number of epochs (null: as it is)."""
@@ -105,7 +116,7 @@ class Training(ABC):
 def summarise(task: Task, params: Stack, buffers: Stack, weight_decay: float) -> tuple[dict[str, float], Float[Tensor, " k"]]:
     """Loss, accuracy and gradient norm of the full objective J of the first model; gradient norms of all K (over the trainable ones)."""
     n = len(task.examples)
-    way = backprop(task.module, task.objective, task.trainable)
+    way = task.backprop(task.module)
     gradients = {name: weight_decay * params[name].detach() for name in task.trainable}
     loss, correct = 0.0, 0.0
     for rows in task.blocks():

@@ -26,11 +26,10 @@ from influx.progress import progress
 from influx.seeding import isolated, torch_generator
 from influx.problem import Examples
 from influx.stacking import Stack
-from influx.training.backprop import backprop
 from influx.training.base import Fit, Task, Training, summarise
 from influx.trajectory import Step, Trajectory
 
-TRIAL_EPOCHS = 100  # model-epochs of the trial behind a prediction
+TRIAL_SECONDS = 0.3  # at most about this for the trial behind a prediction, an epoch at least
 EPSILON = 1e-8  # torch.optim's default in Adam's denominator
 HISTORY_ROWS = 1000  # at most; a longer training is summarised every few epochs
 
@@ -69,7 +68,7 @@ class FirstOrder(Training):
         params, buffers = _start(task)
         update = self.rule([params[name] for name in task.trainable])
         factor = self._factor(self._steps_per_epoch(task) * self.epochs)
-        way = backprop(module, task.objective, task.trainable)
+        way = task.backprop(module)
         every = math.ceil(self.epochs / HISTORY_ROWS)
         history: list[dict[str, float]] = []
         steps: list[Step] = []
@@ -92,9 +91,13 @@ class FirstOrder(Training):
         norms = summarise(task, params, buffers, self.weight_decay)[1]
         return Fit(params, buffers, norms, history, Trajectory(tuple(steps)) if task.record else None)
 
-    def trial(self, iterations: int, models: int) -> tuple[Training, float]:
-        few = min(self.epochs, 1 + math.ceil(TRIAL_EPOCHS / models))
+    def trial(self, iterations: int, seconds: float, models: int) -> tuple[Training, float]:
+        few = math.ceil(TRIAL_SECONDS * self.epochs / max(seconds * models, 1e-3))  # an upper bound: models gain from company
+        few = min(few, self.epochs)
         return replace(self, epochs=few), few / self.epochs
+
+    def memory(self, params: int, row: int, n: int) -> int:
+        return 4 * params + 4 * min(n, self.batch_size or n) * row  # parameters, gradients, two moments; outputs, and gradients of them
 
     def _steps_per_epoch(self, task: Task) -> int:
         n = len(task.examples)
@@ -180,11 +183,11 @@ class Adam(FirstOrder):
     amsgrad: bool = False
 
     def rule(self, params: list[Tensor]) -> Update:
-        memory = _moments(params, self.amsgrad)
+        means, squares, largest, counts = _moments(params, self.amsgrad)
 
         def update(gradients: list[Tensor], lr: float) -> None:
             adam(
-                params, gradients, *memory, fused=True, amsgrad=self.amsgrad, beta1=self.beta1, beta2=self.beta2, lr=lr,
+                params, gradients, means, squares, largest, counts, fused=True, amsgrad=self.amsgrad, beta1=self.beta1, beta2=self.beta2, lr=lr,
                 weight_decay=self.weight_decay, eps=EPSILON, maximize=False,
             )  # fmt: skip
 
@@ -205,21 +208,21 @@ class AdamW(FirstOrder):
     weight_decay: float = 0.0
 
     def rule(self, params: list[Tensor]) -> Update:
-        memory = _moments(params, amsgrad=False)
+        means, squares, largest, counts = _moments(params, amsgrad=False)
 
         def update(gradients: list[Tensor], lr: float) -> None:
             for gradient, value in zip(gradients, params, strict=True):
                 gradient.add_(value, alpha=self.weight_decay)
             adamw(
-                params, gradients, *memory, fused=True, amsgrad=False, beta1=self.beta1, beta2=self.beta2, lr=lr,
+                params, gradients, means, squares, largest, counts, fused=True, amsgrad=False, beta1=self.beta1, beta2=self.beta2, lr=lr,
                 weight_decay=self.decoupled_decay, eps=EPSILON, maximize=False,
             )  # fmt: skip
 
         return update
 
 
-def _moments(params: list[Tensor], amsgrad: bool) -> tuple[list[Tensor], ...]:
+def _moments(params: list[Tensor], amsgrad: bool) -> tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor]]:
     """Adam's running means of the gradient and of its square, their largest (AMSGrad only), and its step counts."""
     zeros = [[torch.zeros_like(value) for value in params] for _ in range(3 if amsgrad else 2)]
     counts = [torch.zeros((), device=value.device) for value in params]
-    return (*zeros[:2], zeros[2] if amsgrad else [], counts)
+    return zeros[0], zeros[1], zeros[2] if amsgrad else [], counts

@@ -22,6 +22,7 @@ from influx.errors import InfluxError, NumericalError, warn_accuracy
 from influx.measurements import Loss
 from influx.problem import Problem
 from influx.stacking import Stack, stack, unstack
+from influx.training.backprop import Backprop
 from influx.training.base import Fit, Task, Training, summarise
 
 MEMORY = 10  # pairs of the quasi-Newton history
@@ -56,6 +57,9 @@ class SecondOrder(Training):
     def minimise(self, task: Task) -> tuple[Stack, list[dict[str, float]]]:
         """The K solutions and, for K = 1, one history row an iteration."""
 
+    def memory(self, params: int, row: int, n: int) -> int:
+        return (4 + 2 * MEMORY) * params  # rows are taken in blocks
+
     def fit(self, task: Task) -> Fit:
         params, history = self.minimise(task)
         final, norms = summarise(task, params, task.buffers, self.weight_decay)
@@ -79,7 +83,7 @@ class Newton(SecondOrder):
     Cost: a few Hessians for the reference, then about 5-10 gradients and triangular solves a model.
     """
 
-    def trial(self, iterations: int, models: int) -> tuple[Training, float]:
+    def trial(self, iterations: int, seconds: float, models: int) -> tuple[Training, float]:
         return self, 1.0  # a stack takes less time than anything shorter that could stand for it
 
     def minimise(self, task: Task) -> tuple[Stack, list[dict[str, float]]]:
@@ -124,7 +128,7 @@ class Lbfgs(SecondOrder):
     tolerance: float = 1e-6
     max_iterations: int = 2000
 
-    def trial(self, iterations: int, models: int) -> tuple[Training, float]:
+    def trial(self, iterations: int, seconds: float, models: int) -> tuple[Training, float]:
         few = min(TRIAL_ITERATIONS, iterations)
         return replace(self, max_iterations=few), few / max(1, iterations)
 
@@ -173,6 +177,10 @@ class Flat:
     weight_decay: float
 
     @cached_property
+    def way(self) -> Backprop:
+        return self.task.backprop(self.task.module)
+
+    @cached_property
     def row_blocks(self) -> list[slice]:
         return self.task.blocks()
 
@@ -188,15 +196,15 @@ class Flat:
 
     def value_and_gradient(self, theta: Float[Tensor, "k p"], active: Tensor) -> tuple[Float[Tensor, " k"], Float[Tensor, "k p"]]:
         task, n = self.task, len(self.task.examples)
-        leaf = theta.detach().requires_grad_(True)
+        params, weights = self.params(theta, active), task.weights[active] / n
         buffers = {name: value[active] for name, value in task.buffers.items()}
         value = 0.5 * self.weight_decay * theta.square().sum(1)
         gradient = self.weight_decay * theta
         for rows in self.row_blocks:
-            losses = task.losses(self.params(leaf, active), buffers, rows)
-            weighted = (losses * task.weights[active][:, rows]).sum(1) / n
-            value = value + weighted.detach()
-            gradient = gradient + torch.autograd.grad(weighted.sum(), leaf)[0]
+            batch = task.examples.take(rows)
+            outputs, parts = self.way.gradients(params, buffers, batch, weights[:, rows])
+            value += (task.objective.loss(outputs, batch.targets) * weights[:, rows]).sum(1)
+            gradient += torch.cat([part.flatten(1) for part in parts.values()], dim=1)
         return value, gradient
 
 
