@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
@@ -196,7 +197,7 @@ def _to_store(trained: Trained) -> dict[str, Tensor]:
     }
 
 
-def _from_store(tensors: dict[str, Tensor]) -> Trained:
+def _from_store(tensors: Mapping[str, Tensor]) -> Trained:
     def part(prefix: str) -> dict[str, Tensor]:
         return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 

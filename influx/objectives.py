@@ -73,10 +73,9 @@ def weighted_slope(
 
     By autograd for any objective; `SLOPES` has closed forms, for speed alone.
     """
-    if isinstance(objective, Supervised):
-        objective = objective.chosen(targets)
-    if type(objective) in SLOPES:
-        return SLOPES[type(objective)](outputs, targets, weights)
+    known = type(objective.chosen(targets) if type(objective) is Supervised else objective)  # exactly: a subclass may have another loss
+    if known in SLOPES:
+        return SLOPES[known](outputs, targets, weights)
     with torch.enable_grad():
         leaf = outputs.detach().requires_grad_(True)
         total = (objective.loss(leaf.mT, targets) * weights).sum()

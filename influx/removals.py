@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -54,7 +55,7 @@ class Removals:
     def batches(self, size: int) -> list[Removals]:
         """Cut into as few parts of at most `size` sets as possible, nearly equal: a function of the numbers alone."""
         edges = np.linspace(0, len(self.sets), -(-len(self.sets) // size) + 1).round().astype(int)
-        return [Removals(self.sets[low:high], self.unit) for low, high in zip(edges, edges[1:], strict=False)]
+        return [Removals(self.sets[low:high], self.unit) for low, high in pairwise(edges)]
 
 
 def ranked_rows(

@@ -44,7 +44,8 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Shard:
-    """One stack of models, picklable. `base` is the model to start from when `recipe.start` is "warm", and the optimum that Newton starts near."""
+    """One stack of models, picklable. `base` is the model to start from when `recipe.start` is "warm", and the optimum that Newton starts
+    near."""
 
     recipe: Recipe
     experiment: Experiment

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import subprocess
 import sys
 
@@ -34,6 +35,12 @@ def comparison(**changes):
         "n_test": 20,
         "n_seeds": 4,
         "n_undefined": 0,
+        "ceiling_low": 0.57,
+        "ceiling_high": 0.65,
+        "corrected": 0.557,
+        "corrected_low": 0.46,
+        "corrected_high": 0.66,
+        "this_model": 0.36,
     }
     return pd.DataFrame([row | changes])
 
@@ -63,28 +70,46 @@ def test_three_significant_digits(number, text):
 def test_markdown_is_a_github_table():
     table = pd.DataFrame({"a|b": ["x|y", None], "value": [0.5, np.nan], "n": [1234, 2], "calibrated": [True, False]})
     assert to_markdown(table) == (
-        "| a\\|b | value | n | calibrated |\n"
-        "| --- | ---: | ---: | --- |\n"
-        "| x\\|y | 0.500 | 1234 | True |\n"
-        "|  |  | 2 | False |\n"
+        "| a\\|b | value | n | calibrated |\n| --- | ---: | ---: | --- |\n| x\\|y | 0.500 | 1234 | True |\n|  |  | 2 | False |\n"
     )
 
 
-def test_terminal_table_has_value_interval_and_ceiling():
-    table = pd.concat([comparison(), comparison(statistic="top_10_overlap", value=0.2, ci_low=np.nan, noise_ceiling=np.nan)])
+def on_screen(table, **options):
     console = Console(width=100, file=io.StringIO())
-    console.print(correlation_lines(table))
-    text = console.file.getvalue()
-    for part in ("95 % interval", "noise ceiling", "spearman", "0.340", "[0.280, 0.400]", "0.610", "top 10 overlap"):
+    console.print(correlation_lines(table, **options))
+    return console.file.getvalue()
+
+
+def test_terminal_table_has_value_and_ceiling_with_intervals():
+    unknown = dict.fromkeys(["ci_low", "ci_high", "noise_ceiling", "ceiling_low", "ceiling_high", "corrected"], np.nan)
+    text = on_screen(pd.concat([comparison(), comparison(statistic="top_10_overlap", value=0.2, **unknown)]))
+    parts = ("95 % interval", "noise ceiling", "corrected", "spearman", "0.340", "[0.280, 0.400]", "0.610 [0.570, 0.650]", "0.557")
+    for part in (*parts, "top 10 overlap"):
         assert part in text
-    assert "50 removed, 20 test examples, 4 seeds" in text
+    assert "50 removed examples, 20 test examples, 4 seeds" in text
     assert "nan" not in text
 
 
-def test_verdict_names_the_ceiling():
+def test_terminal_table_fits_a_hundred_columns():
+    lines = on_screen(comparison(statistic="spearman_pooled", value=-2.5e-7, ci_low=-2.5e-7, ci_high=-2.5e-7, corrected=-2.5e-7))
+    assert re.search(r"spearman pooled .* \[-2.50e-07, -2.50e-07\] .* 0.610 \[0.570, 0.650\] .* -2.50e-07 ", lines)
+
+
+@pytest.mark.parametrize(("n_removed", "caption"), [(1, "1 removed subset, 20 test"), (50, "50 removed subsets, 20 test")])
+def test_terminal_table_names_what_was_removed(n_removed, caption):
+    assert caption in on_screen(comparison(n_removed=n_removed), unit="removed subset")
+
+
+def test_verdict_names_the_ceiling_and_corrects_for_it():
     assert verdict(comparison()) == [
-        "Spearman 0.340 [0.280, 0.400]; no estimate that is blind to the seeds' noise can be expected to pass 0.610 (4 seeds)."
+        "Spearman 0.340 [0.280, 0.400]; no estimate that is blind to the seeds' noise can be expected to pass 0.610 (4 seeds).",
+        "Corrected for that noise (divided by its ceiling) it is 0.557 [0.460, 0.660].",
     ]
+
+
+@pytest.mark.parametrize("changes", [{"noise_ceiling": 0.3}, {"noise_ceiling": 0.999}, {"corrected": np.nan, "noise_ceiling": np.nan}])
+def test_verdict_corrects_only_when_there_is_noise_and_not_too_much(changes):
+    assert not any("Corrected" in line for line in verdict(comparison(**changes)))
 
 
 @pytest.mark.parametrize(
@@ -92,10 +117,20 @@ def test_verdict_names_the_ceiling():
     [
         ({"n_seeds": 1, "noise_ceiling": np.nan}, "With one seed the truth's noise is unknown: retraining.seeds=4 measures it."),
         ({"noise_ceiling": np.nan}, "The truth's noise is unknown"),
-        ({"noise_ceiling": 0.3}, "The truth is mostly noise: a low correlation says little .* About retraining.seeds=72 .* ceiling to 0.8"),
+        (
+            {"noise_ceiling": 0.3, "ceiling_low": 0.1},
+            r"The truth is mostly noise \(ceiling 0.300 \[0.100, 0.650\]\): a low correlation says little .* "
+            "About retraining.seeds=72 .* ceiling to 0.8",
+        ),
         ({"noise_ceiling": 0.0}, "The truth is mostly noise.* Its seeds do not agree"),
+        ({"ceiling_low": 0.41}, r"to pass 0.610 \(4 seeds; 95 % interval \[0.410, 0.650\]\)"),
+        (
+            {"this_model": 0.5},
+            r"Against this model's own retraining \(same start and batch order\) it is 0.500: the estimate predicts this",
+        ),
+        ({"this_model": 0.2}, "it is 0.200: one seed is a noisier truth than the mean of 4"),
         ({"ci_low": -0.1}, "The interval holds 0"),
-        ({"n_removed": 9}, "9 removed examples are too few for the interval to be trusted: raise retraining.removed."),
+        ({"n_removed": 9}, r"9 removed examples are too few for the interval to be trusted: more are needed \(retraining.removed\)"),
         ({"n_removed": 1, "ci_low": np.nan, "ci_high": np.nan}, "No interval: 1 removed example cannot"),
         ({"n_undefined": 3}, "3 of 20 test examples left out of the mean"),
         ({"value": np.nan, "ci_low": np.nan, "n_undefined": 20}, "Spearman is undefined"),
@@ -105,9 +140,23 @@ def test_verdict_says_every_caveat(changes, said):
     assert pd.Series(verdict(comparison(**changes))).str.contains(said).sum() == 1
 
 
+@pytest.mark.parametrize("this_model", [np.nan, 0.34, 0.38, 0.3])
+def test_verdict_is_silent_on_this_model_when_it_is_no_different(this_model):
+    assert not any("this model" in line for line in verdict(comparison(this_model=this_model)))
+
+
+@pytest.mark.parametrize(
+    ("n_removed", "said"), [(1, "No interval: 1 removed group cannot show"), (9, "9 removed groups are too few for the interval")]
+)
+def test_verdict_names_what_was_removed(n_removed, said):
+    lines = verdict(comparison(n_removed=n_removed), unit="removed group")
+    assert any(line.startswith(said) for line in lines)
+    assert not any("removed example" in line for line in lines)
+
+
 def test_verdict_on_scale():
     table = pd.concat([comparison(), comparison(statistic="slope", value=0.5, noise_ceiling=np.nan)])
-    assert verdict(table)[1].startswith("Slope 0.500 [0.280, 0.400]: actual changes are that multiple of the predicted ones")
+    assert verdict(table)[2].startswith("Slope 0.500 [0.280, 0.400]: actual changes are that multiple of the predicted ones")
 
 
 # ------------------------------------------------------------------------------------------------------------ figures
@@ -171,9 +220,19 @@ def test_scatter_is_drawn_whole(drawn, n_removed, n_test, n_seeds, calibrated):
     said = texts(check())
     assert f"{n_removed * n_test:,} pairs ({n_removed} removed × {n_test} test)" in said
     assert ("noise ceiling unknown (1 seed)" in said) == (n_seeds == 1)
+    assert bool(re.search(r"noise ceiling [\d.]+ \[[\d.]+, [\d.]+\] \(4 seeds\)", said)) == (n_seeds == 4)
     assert ("dashed: actual = predicted" in said) == ("slope" in said) == calibrated
     assert ("undefined for 1 of" in said) == (n_test > 3)
     assert "actual change (nats)" in said
+
+
+def test_scatter_draws_the_ceiling_as_a_band(drawn):
+    path, check = drawn
+    scatter(path, 30, 12, 4)
+    right = check().axes[1]
+    (ceiling,) = [line.get_xdata()[0] for line in right.lines if line.get_linestyle() == "--"]
+    (band,) = [patch for patch in right.patches if matplotlib.colors.same_color(patch.get_facecolor()[:3], plots.VERMILLION)]
+    assert band.get_x() < ceiling < band.get_x() + band.get_width()
 
 
 def test_scatter_says_what_it_leaves_out(drawn):

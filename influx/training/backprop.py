@@ -165,7 +165,9 @@ ELEMENTWISE: dict[type[nn.Module], Elementwise] = {
     nn.Tanh: Elementwise(_tanh, lambda _, above, y: aten.tanh_backward.grad_input(above, y, grad_input=above)),
     nn.ReLU: Elementwise(lambda _, z: z.relu_(), lambda _, above, y: aten.threshold_backward.grad_input(above, y, 0, grad_input=above)),
     nn.Sigmoid: Elementwise(lambda _, z: z.sigmoid_(), lambda _, above, y: aten.sigmoid_backward.grad_input(above, y, grad_input=above)),
-    nn.SELU: Elementwise(lambda _, z: torch.selu_(z), lambda _, above, y: aten.elu_backward.grad_input(above, *SELU, True, y, grad_input=above)),
+    nn.SELU: Elementwise(
+        lambda _, z: torch.selu_(z), lambda _, above, y: aten.elu_backward.grad_input(above, *SELU, True, y, grad_input=above)
+    ),
     nn.SiLU: Elementwise(lambda f, z: f(z), lambda _, above, z: aten.silu_backward(above, z), of_result=False),
     nn.GELU: Elementwise(
         lambda f, z: f(z), lambda f, above, z: aten.gelu_backward(above, z, approximate=f.approximate), of_result=False

@@ -10,8 +10,9 @@ from __future__ import annotations
 import copy
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -22,9 +23,9 @@ from torch.optim.sgd import sgd
 
 from influx import rules
 from influx.errors import NumericalError
+from influx.problem import Examples
 from influx.progress import progress
 from influx.seeding import isolated, torch_generator
-from influx.problem import Examples
 from influx.stacking import Stack
 from influx.training.base import Fit, Task, Training, summarise
 from influx.trajectory import Step, Trajectory
@@ -32,8 +33,17 @@ from influx.trajectory import Step, Trajectory
 TRIAL_SECONDS = 0.3  # at most about this for the trial behind a prediction, an epoch at least
 EPSILON = 1e-8  # torch.optim's default in Adam's denominator
 HISTORY_ROWS = 1000  # at most; a longer training is summarised every few epochs
+CHECKS = 50  # how often a stack is looked at for divergence
 
 Update = Callable[[list[Tensor], float], None]  # gradients, learning rate
+
+
+class Batch(NamedTuple):
+    """Rows of one step, and the example weights of K models over the number of rows, left-out ones included."""
+
+    examples: Examples
+    weights: Float[Tensor, "k batch"]
+    rows: Int[Tensor, " batch"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,14 +79,14 @@ class FirstOrder(Training):
         update = self.rule([params[name] for name in task.trainable])
         factor = self._factor(self._steps_per_epoch(task) * self.epochs)
         way = task.backprop(module)
-        every = math.ceil(self.epochs / HISTORY_ROWS)
+        every = math.ceil(self.epochs / (HISTORY_ROWS if task.models == 1 else CHECKS))
         history: list[dict[str, float]] = []
         steps: list[Step] = []
         done = 0
-        order = self._order(task)
+        epochs = self._epochs(task)
         with isolated(task.seed, "stochastic layers"):
             for epoch in progress(range(1, self.epochs + 1), "training, epochs"):
-                for batch, weights, rows in self._batches(task, next(order)):
+                for batch, weights, rows in next(epochs):
                     lr = self.lr * factor(done)
                     if task.record:
                         steps.append(_before(params, rows, lr))
@@ -103,21 +113,16 @@ class FirstOrder(Training):
         n = len(task.examples)
         return 1 if self.batch_size is None else math.ceil(n / self.batch_size)
 
-    def _order(self, task: Task) -> Iterator[Int[Tensor, " n"]]:
-        """The rows of each epoch in turn: a function of (seed, n, batch size) alone, hence the same for every model."""
-        n = len(task.examples)
+    def _epochs(self, task: Task) -> Iterator[Iterable[Batch]]:
+        """The batches of each epoch in turn; their rows are a function of (seed, n, batch size) alone, hence the same for every model."""
+        n, device = len(task.examples), task.weights.device
+        if self.batch_size is None or self.batch_size >= n:
+            whole = [Batch(task.examples, task.weights / n, torch.arange(n, device=device))]
+            while True:
+                yield whole
         generator = torch_generator(task.seed, "batch order")
         while True:
-            whole = self.batch_size is None or self.batch_size >= n
-            yield (torch.arange(n) if whole else torch.randperm(n, generator=generator)).to(task.weights.device)
-
-    def _batches(self, task: Task, order: Int[Tensor, " n"]) -> Iterator[tuple[Examples, Float[Tensor, "k batch"], Int[Tensor, " batch"]]]:
-        """An epoch's batches with their example weights over the batch's size, and their rows."""
-        examples, weights = task.examples.take(order), task.weights.index_select(1, order)  # once an epoch: batches are then views
-        size = self.batch_size or len(order)
-        for start in range(0, len(order), size):
-            rows = slice(start, start + size)
-            yield examples.take(rows), weights[:, rows] / len(order[rows]), order[rows]
+            yield _batches(task, torch.randperm(n, generator=generator).to(device), self.batch_size)
 
     def _factor(self, steps: int) -> Callable[[int], float]:
         """The learning rate's factor after so many steps."""
@@ -143,6 +148,14 @@ def _start(task: Task) -> tuple[Stack, Stack]:
     strides say."""
     params = {name: value.detach().clone(memory_format=torch.contiguous_format) for name, value in task.params.items()}
     return params, {name: value.clone() for name, value in task.buffers.items()}
+
+
+def _batches(task: Task, order: Int[Tensor, " n"], size: int) -> Iterator[Batch]:
+    """Examples and weights are put in order once an epoch; batches are views."""
+    examples, weights = task.examples.take(order), task.weights.index_select(1, order)
+    for start in range(0, len(order), size):
+        rows = slice(start, start + size)
+        yield Batch(examples.take(rows), weights[:, rows] / len(order[rows]), order[rows])
 
 
 def _before(params: Stack, rows: Tensor, lr: float) -> Step:
@@ -187,8 +200,8 @@ class Adam(FirstOrder):
 
         def update(gradients: list[Tensor], lr: float) -> None:
             adam(
-                params, gradients, means, squares, largest, counts, fused=True, amsgrad=self.amsgrad, beta1=self.beta1, beta2=self.beta2, lr=lr,
-                weight_decay=self.weight_decay, eps=EPSILON, maximize=False,
+                params, gradients, means, squares, largest, counts, fused=True, amsgrad=self.amsgrad, beta1=self.beta1, beta2=self.beta2,
+                lr=lr, weight_decay=self.weight_decay, eps=EPSILON, maximize=False,
             )  # fmt: skip
 
         return update
