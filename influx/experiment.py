@@ -156,7 +156,7 @@ class Experiment:
         ones = torch.ones(1, self.data.n_train, dtype=self.data.train_inputs.dtype, device=self.data.train_inputs.device)
         fit: Fit = self.training.fit(self.task(seed, ones, order=order, record=record))
         params, buffers = unstack(fit.params, 0), unstack(fit.buffers, 0)
-        return Trained(params, buffers, fit.gradient_norm[0].item(), fit.history, 0.0, False, fit.trajectory)
+        return Trained(params, buffers, fit.history[-1]["gradient_norm"], fit.history, 0.0, False, fit.trajectory)
 
     def _ordered(self, trained: Trained) -> Trained:
         """Names in the module's own order, tensors on the experiment's device: the file keeps neither."""

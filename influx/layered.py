@@ -21,8 +21,8 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
+from influx import stacking
 from influx.objectives import Objective
-from influx.stacking import is_layered
 
 Vectors = dict[str, Tensor]  # by parameter name, each [m, *shape]
 
@@ -96,9 +96,9 @@ class Chain:
 
 def fits(module: nn.Module) -> bool:
     """Whether `module` is a chain of linear layers with at most one elementwise function directly behind each."""
-    if not is_layered(module):
+    if not stacking.is_layered(module):
         return False
-    parts = [part for part in module.children() if not isinstance(part, nn.Flatten)]
+    parts = [part for _, part in stacking.chain(module) if not isinstance(part, nn.Flatten)]
     return all(isinstance(part, nn.Linear) or (at > 0 and isinstance(parts[at - 1], nn.Linear)) for at, part in enumerate(parts))
 
 
@@ -140,7 +140,7 @@ def _run(module: nn.Module, params: dict[str, Tensor], inputs: Float[Tensor, " r
     """The layers with their inputs on these rows, and the outputs."""
     layers: list[Layer] = []
     hidden = inputs
-    for name, part in module.named_children():
+    for name, part in stacking.chain(module):
         if isinstance(part, nn.Flatten):
             hidden = hidden.flatten(1)
         elif isinstance(part, nn.Linear):
@@ -164,7 +164,7 @@ def _elementwise(function: nn.Module, z: Tensor) -> tuple[Tensor, Tensor, Tensor
     """φ(z), φ'(z), φ''(z)."""
     with torch.enable_grad():
         leaf = z.detach().requires_grad_(True)
-        value = function(leaf)
+        value = function(leaf.clone())  # it may work in place
         first = torch.autograd.grad(value.sum(), leaf, create_graph=True)[0]
         second = torch.autograd.grad(first.sum(), leaf)[0] if first.requires_grad else torch.zeros_like(z)
     return value.detach(), first.detach(), second

@@ -79,7 +79,8 @@ def weighted_slope(
     with torch.enable_grad():
         leaf = outputs.detach().requires_grad_(True)
         total = (objective.loss(leaf.mT, targets) * weights).sum()
-        return torch.autograd.grad(total, leaf)[0]
+        slope = torch.autograd.grad(total, leaf)[0]
+        return slope.clone(memory_format=torch.contiguous_format)  # back-propagation overwrites it: it may be an expanded constant
 
 
 def _residual(

@@ -83,22 +83,32 @@ def subsets(n_train: int, fraction: float, count: int, seed: int) -> Removals:
 
 def groups(ranked: Rows, size: int, count: int) -> Removals:
     """`count` disjoint groups of `size` rows, in the order of `ranked`: the first is the top `size`, the next those that follow."""
-    if size * count > len(ranked):
+    n = len(ranked)
+    if size * count > n or size == n:
         raise InfluxError(
-            f"retraining.groups={count} groups of retraining.group_size={size} need {size * count} training examples; "
-            f"there are {len(ranked)}."
+            f"retraining.groups={count} groups of retraining.group_size={size} need {size * count} training examples, "
+            f"and some must be left: there are {n}."
         )
     return Removals(tuple(np.sort(ranked[g * size : (g + 1) * size]) for g in range(count)), "removed group")
 
 
 def class_groups(labels: Int[np.ndarray, " n_train"], size: int | None, count: int, seed: int) -> Removals:
-    """Groups of rows of one class: each class whole (`size` null), or `count` random groups of `size`, the classes in turn."""
+    """Groups of rows of one class: each class whole (`size` null), or `count` disjoint random groups of `size`, the classes in turn."""
     classes = np.unique(labels)
-    members = [np.flatnonzero(labels == label) for label in classes]
-    if size is None:
-        return Removals(tuple(members), "removed group")
-    smallest = min(len(rows) for rows in members)
-    if size > smallest:
-        raise InfluxError(f"retraining.group_size={size} is more than the {smallest} training examples of the smallest class.")
+    if len(classes) < 2:
+        raise InfluxError("retraining.selection=class needs training examples of two classes at least: nothing would be left.")
     rng = numpy_generator(seed, "class groups")
-    return Removals(tuple(np.sort(rng.choice(members[g % len(classes)], size, replace=False)) for g in range(count)), "removed group")
+    members = [rng.permutation(np.flatnonzero(labels == label)) for label in classes]
+    if size is None:
+        return Removals(tuple(np.sort(rows) for rows in members), "removed group")
+    sets = []
+    for g in range(count):
+        turn, c = divmod(g, len(classes))
+        rows = members[c][turn * size : (turn + 1) * size]
+        if len(rows) < size:
+            raise InfluxError(
+                f"retraining.groups={count} groups of retraining.group_size={size} need {(turn + 1) * size} training examples of class "
+                f"{classes[c]}; there are {len(members[c])}."
+            )
+        sets.append(np.sort(rows))
+    return Removals(tuple(sets), "removed group")

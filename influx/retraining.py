@@ -155,6 +155,10 @@ class Retraining:
             )
         if truth == "loo":
             self._check_examples(experiment.data.train_index, n)
+        elif self.index is not None:
+            raise InfluxError(f"retraining.index is for truth=loo; truth={truth} draws what it leaves out.")
+        if truth == "subset" and self.selection != "random":
+            raise InfluxError(f"retraining.selection={self.selection} is not for truth=subset: its subsets are random.")
         zeros = np.zeros((n, 1))
         self.choose(truth, experiment, zeros, zeros[:, 0], 0)
 

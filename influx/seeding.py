@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 
 import numpy as np
 import torch
+from torch import Tensor
 
 
 def derive(seed: int, *purpose: str | int) -> int:
@@ -33,17 +34,32 @@ def isolated(seed: int, *purpose: str | int) -> Iterator[None]:
         yield
 
 
-def same_draws(device: torch.device) -> Iterator[AbstractContextManager[None]]:
-    """Contexts without end that all start from the global generator as it is now, and leave it as the first of them does."""
-    devices = [device] if device.type == "cuda" else []
-    states = torch.get_rng_state(), [torch.cuda.get_rng_state(place) for place in devices]
+class SameDraws:
+    """Inside, `again()` sets torch's global generators back to where they were at the beginning; afterwards they stand where the first
+    round left them."""
 
-    @contextmanager
-    def replay() -> Iterator[None]:
+    def __init__(self, device: torch.device) -> None:
+        self.devices = [device] if device.type == "cuda" else []
+
+    def __enter__(self) -> SameDraws:
+        self.rounds, self.begin = 0, self._states()
+        self.first = self.begin
+        return self
+
+    def again(self) -> None:
+        if self.rounds == 1:
+            self.first = self._states()
+        self.rounds += 1
+        self._set(self.begin)
+
+    def __exit__(self, *_: object) -> None:
+        if self.rounds > 1:
+            self._set(self.first)
+
+    def _states(self) -> list[Tensor]:
+        return [torch.get_rng_state(), *(torch.cuda.get_rng_state(place) for place in self.devices)]
+
+    def _set(self, states: list[Tensor]) -> None:
         torch.set_rng_state(states[0])
-        for place, state in zip(devices, states[1], strict=True):
+        for place, state in zip(self.devices, states[1:], strict=True):
             torch.cuda.set_rng_state(state, place)
-        yield
-
-    while True:
-        yield replay()

@@ -29,8 +29,18 @@ def unstack(stacked: Stack, model: int) -> dict[str, Tensor]:
 
 
 def is_layered(module: nn.Module) -> bool:
-    """Whether `module` is a plain chain of flatten, linear and elementwise layers."""
-    return isinstance(module, nn.Sequential) and all(type(layer) in (nn.Flatten, nn.Linear, *ELEMENTWISE) for layer in module)
+    """Whether `module` is a plain chain of flatten, linear and elementwise layers: no forward of its own, no hooks, no shared weights."""
+    if not isinstance(module, nn.Sequential) or type(module).forward is not nn.Sequential.forward:
+        return False
+    linear = [part for part in module if isinstance(part, nn.Linear)]
+    plain = all(type(part) in (nn.Flatten, nn.Linear, *ELEMENTWISE) for part in module)
+    hooked = any(part._forward_hooks or part._forward_pre_hooks for part in module.modules())
+    return plain and not hooked and len(linear) == len(set(linear))
+
+
+def chain(module: nn.Module) -> list[tuple[str, nn.Module]]:
+    """The parts of a layered module in order, a part that is used twice twice (`named_children` would give it once)."""
+    return list(module._modules.items())  # type: ignore[arg-type]
 
 
 def mixes_rows(module: nn.Module) -> bool:
@@ -51,7 +61,7 @@ def outputs(module: nn.Module, params: Stack, buffers: Stack, inputs: Float[Tens
 
 def _layered(module: nn.Module, params: Stack, inputs: Tensor) -> Tensor:
     hidden = inputs
-    for name, layer in module.named_children():
+    for name, layer in chain(module):
         if isinstance(layer, nn.Flatten):
             hidden = hidden.flatten(1)
         elif isinstance(layer, nn.Linear):

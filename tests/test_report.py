@@ -130,7 +130,7 @@ def test_verdict_corrects_only_when_there_is_noise_and_not_too_much(changes):
         ),
         ({"this_model": 0.2}, "it is 0.200: one seed is a noisier truth than the mean of 4"),
         ({"ci_low": -0.1}, "The interval holds 0"),
-        ({"n_removed": 9}, r"9 removed examples are too few for the interval to be trusted: more are needed \(retraining.removed\)"),
+        ({"n_removed": 9}, r"9 removed examples are too few for the interval to be trusted: raise retraining\.removed"),
         ({"n_removed": 1, "ci_low": np.nan, "ci_high": np.nan}, "No interval: 1 removed example cannot"),
         ({"n_undefined": 3}, "3 of 20 test examples left out of the mean"),
         ({"value": np.nan, "ci_low": np.nan, "n_undefined": 20}, "Spearman is undefined"),

@@ -17,6 +17,8 @@ USEFUL = 0.8  # the ceiling that the advice on seeds aims at
 WIDE = 0.1  # from this width on a ceiling's interval is worth a word
 DIFFERENT = 0.05  # between the expected and this model's correlation, from which both are worth a word
 
+MORE = {"removed example": "retraining.removed", "removed subset": "retraining.subsets", "removed group": "retraining.groups"}
+
 
 def significant(number: float) -> str:
     """Three significant digits, `0.340`, `1230`, `-2.50e-07`; empty for NaN."""
@@ -120,7 +122,7 @@ def _about_interval(row: Any, unit: str) -> str:
     if row.n_removed < 3:
         return f"No interval: {_count(row.n_removed, unit)} cannot show how much the correlation varies."
     if row.n_removed < FEW:
-        return f"{_count(row.n_removed, unit)} are too few for the interval to be trusted: more are needed (retraining.removed)."
+        return f"{_count(row.n_removed, unit)} are too few for the interval to be trusted: raise {MORE[unit]}."
     if row.ci_low <= 0 <= row.ci_high:
         return "The interval holds 0: these removals do not tell the estimate from an unrelated one."
     return ""

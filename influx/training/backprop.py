@@ -10,6 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -18,10 +19,12 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from influx import layered, stacking
+from influx.errors import InfluxError
 from influx.objectives import Objective, weighted_slope
 from influx.problem import Examples
-from influx.seeding import same_draws
+from influx.seeding import SameDraws
 from influx.stacking import Stack
+from influx.training.kernels import product, swift, tanh_
 
 aten = torch.ops.aten
 
@@ -69,8 +72,13 @@ class OneByOne(Backprop):
     """Autograd through one model after another, which convolutions on a CPU prefer.
 
     Rows of weight 0 are not fed to a module that mixes rows, so that they do not enter its batch statistics: a left-out example is then
-    truly absent. Stochastic layers draw the same for every model, as they do side by side.
+    truly absent. Stochastic layers draw the same for every model, as they do side by side; in such a module the draws of a batch's later
+    rows move up by one when a row is left out.
     """
+
+    @cached_property
+    def swift(self) -> nn.Module:
+        return swift(self.module)
 
     def gradients(
         self, params: Stack, buffers: Stack, batch: Examples, weights: Float[Tensor, "k batch"]
@@ -78,25 +86,36 @@ class OneByOne(Backprop):
         mixes = stacking.mixes_rows(self.module) and self.module.training
         found: Stack = {name: torch.empty_like(params[name]) for name in self.trainable}
         outputs: list[Tensor] = []
-        for k, replay in zip(range(len(weights)), same_draws(batch.inputs.device), strict=False):
-            with replay:
-                rows = weights[k].nonzero().squeeze(1) if mixes else slice(None)
+        with SameDraws(batch.inputs.device) as draws:
+            for k in range(len(weights)):
+                draws.again()
+                rows = weights[k].nonzero().squeeze(1) if mixes else torch.arange(len(batch), device=weights.device)
                 leaves = {name: value[k].detach().requires_grad_(name in self.trainable) for name, value in params.items()}
                 own = {name: value[k] for name, value in buffers.items()}  # views: running statistics are updated in place
-                part = batch.take(rows)
-                result = functional_call(self.module, (leaves, own), (part.inputs,))
-                total = (self.objective.loss(result, part.targets) * weights[k, rows]).sum()
-            for name, value in zip(self.trainable, torch.autograd.grad(total, [leaves[n] for n in self.trainable]), strict=True):
-                found[name][k] = value
-            outputs.append(_placed(result.detach(), rows, len(batch)))
-        return torch.stack(outputs), found
+                result, gradients = self._alone(leaves, own, batch.take(rows) if mixes else batch, weights[k, rows])
+                for name, value in gradients.items():
+                    found[name][k] = value
+                outputs.append(result.new_full((len(batch), result.shape[1]), torch.nan).index_copy(0, rows, result))
+        widest = max(outputs, key=lambda result: result.shape[1])
+        return torch.stack([result.expand_as(widest) for result in outputs]), found
 
-
-def _placed(result: Float[Tensor, "rows out"], rows: slice | Tensor, size: int) -> Float[Tensor, "size out"]:
-    """Outputs at their rows of the batch; NaN for rows that were not fed."""
-    if isinstance(rows, slice):
-        return result
-    return result.new_full((size, *result.shape[1:]), torch.nan).index_copy(0, rows, result)
+    def _alone(
+        self, leaves: dict[str, Tensor], buffers: dict[str, Tensor], batch: Examples, weights: Float[Tensor, " rows"]
+    ) -> tuple[Float[Tensor, "rows out"], dict[str, Tensor]]:
+        """Outputs and gradients of one model; an empty batch has none."""
+        if not len(batch):
+            return batch.inputs.new_empty(0, 1), {name: torch.zeros_like(leaves[name]) for name in self.trainable}
+        try:
+            result = functional_call(self.module if batch.inputs.is_cuda else self.swift, (leaves, buffers), (batch.inputs,))
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):
+                raise
+            raise InfluxError(
+                "what is left of a batch has one row, which batch normalisation cannot take: choose another training.batch_size."
+            ) from error
+        total = (self.objective.loss(result, batch.targets) * weights).sum()
+        found = torch.autograd.grad(total, [leaves[name] for name in self.trainable])
+        return result.detach(), dict(zip(self.trainable, found, strict=True))
 
 
 class ByHand(Backprop):
@@ -154,21 +173,16 @@ class Elementwise(NamedTuple):
     of_result: bool = True
 
 
-def _tanh(_: nn.Module, z: Tensor) -> Tensor:
-    # 2 sigmoid(2z) - 1 is six times faster than torch's tanh on a CPU. Its error is a rounding of 1, not of a small result.
-    return z.tanh_() if z.is_cuda else z.mul_(2).sigmoid_().mul_(2).sub_(1)
-
-
 SELU = (1.6732632423543772, 1.0507009873554805, 1.0)  # α, scale, input scale (Klambauer et al. 2017)
 
 ELEMENTWISE: dict[type[nn.Module], Elementwise] = {
-    nn.Tanh: Elementwise(_tanh, lambda _, above, y: aten.tanh_backward.grad_input(above, y, grad_input=above)),
+    nn.Tanh: Elementwise(lambda _, z: tanh_(z), lambda _, above, y: aten.tanh_backward.grad_input(above, y, grad_input=above)),
     nn.ReLU: Elementwise(lambda _, z: z.relu_(), lambda _, above, y: aten.threshold_backward.grad_input(above, y, 0, grad_input=above)),
     nn.Sigmoid: Elementwise(lambda _, z: z.sigmoid_(), lambda _, above, y: aten.sigmoid_backward.grad_input(above, y, grad_input=above)),
     nn.SELU: Elementwise(
         lambda _, z: torch.selu_(z), lambda _, above, y: aten.elu_backward.grad_input(above, *SELU, True, y, grad_input=above)
     ),
-    nn.SiLU: Elementwise(lambda f, z: f(z), lambda _, above, z: aten.silu_backward(above, z), of_result=False),
+    nn.SiLU: Elementwise(lambda _, z: nn.functional.silu(z), lambda _, above, z: aten.silu_backward(above, z), of_result=False),
     nn.GELU: Elementwise(
         lambda f, z: f(z), lambda f, above, z: aten.gelu_backward(above, z, approximate=f.approximate), of_result=False
     ),
@@ -179,7 +193,7 @@ ELEMENTWISE: dict[type[nn.Module], Elementwise] = {
 def _forward(module: nn.Module, params: Stack, inputs: Float[Tensor, " batch *shape"]) -> list[Layer]:
     layers: list[Layer] = []
     below: Tensor = inputs.flatten(1).T  # [in, batch], shared by all models until the first linear layer
-    for name, part in module.named_children():
+    for name, part in stacking.chain(module):
         if isinstance(part, nn.Linear):
             weight = params[f"{name}.weight"]
             z = _linear(weight, params.get(f"{name}.bias"), below)
@@ -196,10 +210,3 @@ def _linear(weight: Float[Tensor, "k out in"], bias: Float[Tensor, "k out"] | No
     shared = below.dim() == 2
     z = product(weight.flatten(0, 1), below).view(*weight.shape[:2], -1) if shared else torch.bmm(weight, below)
     return z if bias is None else z.add_(bias.unsqueeze(2))
-
-
-def product(left: Float[Tensor, "m k"], right: Float[Tensor, "k n"]) -> Float[Tensor, "m n"]:
-    """`left @ right`; float32 on a CPU through oneDNN, which uses AVX-512 where the default library, on AMD, does not: twice as fast."""
-    if left.is_cuda or left.dtype != torch.float32 or not torch.backends.mkldnn.is_available():
-        return left @ right
-    return torch.ops.mkldnn._linear_pointwise(left, right.T, None, "none", [], "")

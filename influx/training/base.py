@@ -71,11 +71,12 @@ class Task:
 
 @dataclass(frozen=True)
 class Fit:
-    """K trained models, and how far they got: `history` has one row an epoch (or iteration) of the first model."""
+    """K trained models, and how far they got: gradient norms (None for a stack of stochastic trainings, where they say little), and for
+    K = 1 a history with one row an epoch or iteration."""
 
     params: Stack
     buffers: Stack
-    gradient_norm: Float[Tensor, " k"]
+    gradient_norm: Float[Tensor, " k"] | None
     history: list[dict[str, float]]
     trajectory: Trajectory | None = None
 

@@ -98,8 +98,8 @@ class FirstOrder(Training):
                 if task.models == 1:
                     history.append({"epoch": epoch, **summarise(task, params, buffers, self.weight_decay)[0]})
         params = {name: value.detach() for name, value in params.items()}
-        norms = summarise(task, params, buffers, self.weight_decay)[1]
-        return Fit(params, buffers, norms, history, Trajectory(tuple(steps)) if task.record else None)
+        norm = torch.tensor([history[-1]["gradient_norm"]], dtype=task.weights.dtype) if history else None
+        return Fit(params, buffers, norm, history, Trajectory(tuple(steps)) if task.record else None)
 
     def trial(self, iterations: int, seconds: float, models: int) -> tuple[Training, float]:
         few = math.ceil(TRIAL_SECONDS * self.epochs / max(seconds * models, 1e-3))  # an upper bound: models gain from company
