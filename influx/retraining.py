@@ -27,6 +27,7 @@ from influx.removals import Removals
 from influx.shards import KIND, Draw, Recipe, Shard, finished
 from influx.store import Store
 from influx.training.first_order import FirstOrder
+from influx.training.second_order import Newton
 
 STACK_BYTES = 32 * 2**20  # aim for what one stack keeps: parameters, the optimiser's memory, one batch's layer outputs
 FEWEST, MOST = 8, 256  # models in a stack when the size is chosen
@@ -253,8 +254,8 @@ class Retraining:
             NumericalError: a training has diverged.
             InfluxError: a worker died, or the store can no longer be written; finished shards are kept.
         """
-        others = self.draws(seed)[1:]
-        bases = [base, *(experiment.train(d.init, store, order=d.order) if self.start == "warm" else base for d in others)]
+        begins = self.start == "warm" or isinstance(experiment.training, Newton)  # at the seed's own trained model
+        bases = [base, *(experiment.train(d.init, store, order=d.order) if begins else base for d in self.draws(seed)[1:])]
         shards = self.shards(experiment, bases, sets, seed, self.plan(experiment, base, sets, seed, store))
         trained = [_measured(experiment, start) for start in bases]
         change, full = np.empty((self.seeds, len(sets), experiment.n_test)), np.empty((self.seeds, experiment.n_test))
@@ -263,8 +264,10 @@ class Retraining:
         results = finished(shards, store, self.workers, self.backend, self.cluster)
         for (at, tensor, stored), _ in zip(results, progress(range(len(shards)), "retraining stacks"), strict=True):
             values, s = tensor.double().cpu().numpy(), at * self.seeds // len(shards)
-            full[s] = values[0] if self.start == "scratch" or self.subtract_drift else trained[s]
-            change.reshape(-1, experiment.n_test)[place[at] : place[at + 1]] = values[1:] - full[s]
+            reference = values[0] if self.start == "scratch" or self.subtract_drift else trained[s]
+            change.reshape(-1, experiment.n_test)[place[at] : place[at + 1]] = values[1:] - reference
+            if at * self.seeds % len(shards) == 0:  # the seed's first shard: those of other sizes round otherwise
+                full[s] = reference
             drift = max(drift, float(np.abs(values[0] - trained[0]).max()) if s == 0 else 0.0)
             reused += stored
         control = self._control(experiment, base, seed, drift)

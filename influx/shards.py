@@ -68,6 +68,7 @@ class Shard:
             measurement=describe(self.experiment.measurement),
             sets=[rows.tolist() for rows in self.part.sets],
             recipe=vars(self.recipe),
+            side_by_side=self.side_by_side,
         )
 
     @property

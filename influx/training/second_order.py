@@ -291,9 +291,7 @@ def _line_search(
     waiting: Bool[Tensor, " k"] = torch.ones_like(value, dtype=torch.bool)
     moved, new_value, new_gradient = point.clone(), value.clone(), gradient.clone()
     if not bool((torch.isfinite(value) & torch.isfinite(gradient.norm(dim=1))).all()):
-        raise NumericalError(
-            "training diverged: the objective or its gradient is not finite. Standardise the data (dataset.standardize=true)."
-        )
+        raise NumericalError("training diverged: the objective is not finite. Standardise the data (dataset.standardize=true).")
     for _ in range(BACKTRACKS):
         trial = point[waiting] + size[waiting, None] * direction[waiting]
         tried, slopes = objective.value_and_gradient(trial, active[waiting])
