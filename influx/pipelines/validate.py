@@ -69,7 +69,8 @@ def _truth(session: Session, made: Estimated, retraining: Retraining) -> Truth:
     sets = retraining.choose(session.config["truth"], experiment, made.influence, made.train_losses, seed)
     with folder.stage("predict"):
         ahead = retraining.seconds(experiment, made.trained, sets, seed, store)
-    log.info("retraining without each of %d %ss, %d seed(s): about %.0f s", len(sets), sets.unit, retraining.seeds, ahead)
+    what = sets.unit.removeprefix("removed ")
+    log.info("retraining without each of %d %ss, %d seed(s): about %.0f s", len(sets), what, retraining.seeds, ahead)
     with folder.stage("retrain"):
         truth = retraining.run(experiment, made.trained, sets, seed, store)
     if truth.reused:

@@ -65,7 +65,8 @@ def verdict(table: pd.DataFrame, unit: str = "removed example") -> list[str]:
     """
     rows = {row.statistic: row for row in table.itertuples()}
     headline = rows["spearman"]
-    lines = [_headline(headline), _about_correction(headline), _about_this_model(headline)]
+    name = "Linear datamodelling score (LDS: Spearman over subsets)" if unit == "removed subset" else "Spearman"
+    lines = [_headline(headline, name), _about_correction(headline), _about_this_model(headline)]
     if "slope" in rows and not math.isnan(rows["slope"].value):
         scale = rows["slope"]
         lines.append(f"Slope {_with_interval(scale)}: actual changes are that multiple of the predicted ones (1 is the right scale).")
@@ -73,10 +74,10 @@ def verdict(table: pd.DataFrame, unit: str = "removed example") -> list[str]:
     return [line for line in lines if line]
 
 
-def _headline(row: Any) -> str:
+def _headline(row: Any, name: str) -> str:
     if math.isnan(row.value):
         return "Spearman is undefined: for every test example the estimate or the truth is the same whatever is removed."
-    said = f"Spearman {_with_interval(row)}"
+    said = f"{name} {_with_interval(row)}"
     if math.isnan(row.noise_ceiling):
         return f"{said}."
     ceiling, seeds = significant(row.noise_ceiling), _count(row.n_seeds, "seed")
