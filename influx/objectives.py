@@ -6,6 +6,7 @@ before the batch (K models side by side) are allowed everywhere.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,11 +27,9 @@ class Objective(ABC):
 
 def log_odds(outputs: Float[Tensor, " *k batch out"], labels: Int[Tensor, " batch"]) -> Float[Tensor, " *k batch"]:
     """log(p_y / (1 − p_y)) of the label's probability under softmax: `z_y − logsumexp_{j≠y} z_j`."""
-    classes = outputs.shape[-1]
-    label = labels.expand(outputs.shape[:-1]).unsqueeze(-1)  # [*k, batch, 1]
-    others = torch.arange(classes - 1, device=outputs.device)  # [out - 1]
-    others = others + (others >= label)  # every class but the label, [*k, batch, out - 1]
-    return outputs.gather(-1, label).squeeze(-1) - outputs.gather(-1, others).logsumexp(-1)
+    is_label = labels.unsqueeze(-1) == torch.arange(outputs.shape[-1], device=outputs.device)  # [batch, out]
+    own = outputs.gather(-1, labels.expand(outputs.shape[:-1]).unsqueeze(-1)).squeeze(-1)
+    return own - outputs.masked_fill(is_label, -math.inf).logsumexp(-1)
 
 
 @dataclass(frozen=True)

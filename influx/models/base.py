@@ -68,7 +68,8 @@ def build(model: Model, shape: Shape, seed: int) -> nn.Module:
     """The module of `model` for `shape` in float32, initialised from (seed, "initialisation") alone.
 
     Raises:
-        InfluxError: the module refuses an example of that shape, or its output is not one row of `n_outputs` an example.
+        InfluxError: the module refuses an example of that shape, its output is not one row of `n_outputs` an example, or it uses a
+            parameter twice.
     """
     with isolated(seed, "initialisation"):
         module = model.module(shape)
@@ -82,6 +83,10 @@ def build(model: Model, shape: Shape, seed: int) -> nn.Module:
         raise InfluxError(f"{type(model).__name__} does not fit inputs of shape {shape.inputs}: {reason}") from error
     if made != (2, shape.n_outputs):
         raise InfluxError(f"{type(model).__name__} gives outputs of shape {made[1:]} an example; this data set needs ({shape.n_outputs},).")
+    names = [name for name, _ in module.named_parameters(remove_duplicate=False)]
+    if len(names) > len(list(module.parameters())):
+        twice = sorted(set(names) - {name for name, _ in module.named_parameters()})[0]
+        raise InfluxError(f"{type(model).__name__} uses a parameter twice ({twice}); tied weights are not supported.")
     return module
 
 
