@@ -1,70 +1,48 @@
-"""Leave-one-out retraining: K models side by side against a plain PyTorch loop, one model after another. Prints one table.
+"""Retraining: ratios against the plain ways, as Markdown tables.
 
-    python benchmarks/retraining.py
+    python benchmarks/retraining.py [sgd] [stack] [workers] [command] [optimum] [--quick]
 
-Same data, model, batch order and weight-zero removal in both; the largest difference of the resulting parameters is printed beside the
-ratio, as a fast wrong answer is worth nothing.
+One part alone runs here; several (all, when none is named) each in a process of their own, so that each has its own peak memory.
 """
 
 from __future__ import annotations
 
-import numpy as np
-import torch
-from measure import paired, peak_mebibytes
-from torch import Tensor
-from torch.utils.data import DataLoader, TensorDataset
+import argparse
+import os
+import subprocess
+import sys
+from importlib import import_module
 
-from influx.datasets.digits import Digits
-from influx.experiment import Experiment
-from influx.measurements import Loss
-from influx.models.mlp import Mlp
-from influx.objectives import Supervised
-from influx.retraining import Retraining
-from influx.store import Store
-from influx.training.first_order import Sgd
-
-EPOCHS, MODELS = 5, 32
-TRAINING = Sgd(epochs=EPOCHS, batch_size=64)
-
-
-def loader_loop(experiment: Experiment, removed: int) -> dict[str, Tensor]:
-    """What a user would write: DataLoader, nn.Module, optimizer.step(); the removed row has weight 0."""
-    data = experiment.data
-    module = experiment.module(0).train()
-    optimizer = torch.optim.SGD(module.parameters(), lr=TRAINING.lr, momentum=TRAINING.momentum, weight_decay=TRAINING.weight_decay)
-    ones = torch.ones(1, data.n_train, dtype=data.train_inputs.dtype)
-    order = TRAINING._batches(experiment.task(0, ones))
-    weights = torch.ones(data.n_train, dtype=data.train_inputs.dtype)
-    weights[removed] = 0
-    rows = TensorDataset(data.train_inputs, data.train_targets, weights)
-    for _ in range(EPOCHS):
-        for x, y, w in DataLoader(rows, batch_sampler=[batch.tolist() for batch in next(order)]):
-            loss = (torch.nn.functional.cross_entropy(module(x), y, reduction="none") * w).mean()
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-    return {name: value.detach() for name, value in module.named_parameters()}
+PARTS = {  # part: module, title
+    "sgd": ("side_by_side", "Leave-one-out by stochastic gradient"),
+    "stack": ("side_by_side", "Models in a stack"),
+    "workers": ("processes", "Threads and workers"),
+    "command": ("processes", "Whole commands"),
+    "optimum": ("optimum", "Leave-one-out optima"),
+}
 
 
 def main() -> None:
-    torch.set_num_threads(1)
-    print(f"MLP 64-32-10 on digits, {EPOCHS} epochs, batch 64, one thread, {MODELS} models side by side, medians of 3 pairs\n")
-    print("| type | loop, ms a model | side by side, ms a model | ratio | largest difference |\n|---|---|---|---|---|")
-    for dtype in (torch.float32, torch.float64):
-        experiment = Experiment(Digits(standardize=False).load().to(dtype, "cpu"), Mlp(), TRAINING, Supervised(), Loss())
-        base = experiment.train(0, Store(None))
-        task = Retraining()._task(experiment, base, np.arange(MODELS - 1), 0)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="*", metavar="part", help=f"any of {', '.join(PARTS)}; none means all")
+    parser.add_argument("--quick", action="store_true", help="few epochs and models: shows that all runs, not how fast")
+    options = parser.parse_args()
+    strangers = set(options.parts) - set(PARTS)
+    if strangers:
+        parser.error(f"no such part: {', '.join(sorted(strangers))}; there are {', '.join(PARTS)}")
+    if len(options.parts) == 1:
+        run(options.parts[0], options.quick)
+        return
+    for part in options.parts or PARTS:
+        subprocess.run([sys.executable, __file__, part, *(["--quick"] if options.quick else [])], check=True)
 
-        def ours() -> None:
-            TRAINING.fit(task)  # noqa: B023 - run before the loop goes on
 
-        slow, fast, ratio = paired(lambda: [loader_loop(experiment, k) for k in (0, 1)], ours)  # noqa: B023
-        alone = loader_loop(experiment, 3)
-        together = TRAINING.fit(task).params
-        difference = max((together[name][4] - alone[name]).abs().max().item() for name in alone)
-        scale = MODELS / 2
-        print(f"| {str(dtype)[6:]} | {slow / 2 * 1e3:.0f} | {fast / MODELS * 1e3:.1f} | {ratio * scale:.0f}x | {difference:.1e} |")
-    print(f"\npeak memory {peak_mebibytes():.0f} MiB")
+def run(part: str, quick: bool) -> None:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch and NumPy are imported
+    module, title = PARTS[part]
+    print(f"\n### {title}\n", flush=True)
+    getattr(import_module(module), part)(quick)
+    print(f"\nPeak memory {import_module('measure').peak_mebibytes():.0f} MiB.", flush=True)
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ from influx.training.first_order import FirstOrder
 from influx.training.second_order import Newton
 
 STACK_BYTES = 32 * 2**20  # aim for what one stack keeps: parameters, the optimiser's memory, one batch's layer outputs
-FEWEST, MOST = 8, 256  # models in a stack when the size is chosen
+FEWEST = 8  # models in a stack when the size is chosen
 TRIAL_MODELS = 16  # of a trial that cannot be shortened in any other way
 
 
@@ -288,7 +288,7 @@ def _stack_size(experiment: Experiment) -> int:
     params = {name: value.detach() for name, value in module.named_parameters()}
     row = stacking.bytes_per_row(module, params, dict(module.named_buffers()), inputs)
     size = sum(value.numel() for value in params.values()) * inputs.element_size()
-    return int(np.clip(STACK_BYTES // experiment.training.memory(size, row, len(inputs)), FEWEST, MOST))
+    return int(np.clip(STACK_BYTES // experiment.training.memory(size, row, len(inputs)), FEWEST, experiment.training.most_at_once))
 
 
 def _trial(shard: Shard, base: Trained) -> float:

@@ -22,6 +22,7 @@ from influx.measurements import Measurement
 from influx.models import Model
 from influx.objectives import Objective
 from influx.problem import Problem
+from influx.removals import Removals
 from influx.retraining import Retraining, Truth
 from influx.training import Training
 
@@ -116,7 +117,7 @@ def breast_cancer_truth() -> Truth:
     """All 455 removals x 114 test points, retrained from scratch."""
     made, trained, _ = breast_cancer()
     config = composed("dataset=breast_cancer", "model=logistic", "retraining.removed=all", "retraining.seeds=1")
-    return build(config["retraining"], Retraining, "retraining").run(made, trained, np.arange(455), 0, NOTHING_KEPT)
+    return build(config["retraining"], Retraining, "retraining").run(made, trained, Removals.single(range(455)), 0, NOTHING_KEPT)
 
 
 def test_breast_cancer_predicts_leave_one_out():
@@ -126,7 +127,7 @@ def test_breast_cancer_predicts_leave_one_out():
     plan = build(composed("dataset=breast_cancer", "model=logistic")["retraining"], Retraining, "retraining")
     found = []
     for seed in range(10):
-        rows = plan.choose(made.data.train_index, estimate, np.zeros(455), seed)
+        rows = plan.choose("loo", made, estimate, np.zeros(455), seed).rows
         assert len(rows) == 50
         slope = np.polyfit(estimate[rows].ravel(), change[rows].ravel(), 1)[0]
         found.append((*mean_correlations(estimate[rows], change[rows]), slope))
@@ -170,7 +171,7 @@ def test_digits_softmax_predicts_leave_one_out():
     made = experiment_of(config)
     trained = made.train(0, NOTHING_KEPT)
     estimate = estimate_of(config, made.problem(trained, 0)).influence.numpy()
-    truth = build(config["retraining"], Retraining, "retraining").run(made, trained, np.arange(1437), 0, NOTHING_KEPT)
+    truth = build(config["retraining"], Retraining, "retraining").run(made, trained, Removals.single(range(1437)), 0, NOTHING_KEPT)
     spearman, pearson = mean_correlations(estimate, truth.change[..., 0])
     print(f"digits: {estimate.shape}, Spearman {spearman:.5f}, Pearson {pearson:.5f}")
     assert estimate.shape == (1437, 100)
@@ -194,9 +195,9 @@ def test_iris_last_layer_study():
         fitted = made.problem(trained, seed)
         influence = build(config["method"], Estimator, "method").estimate(fitted, None, seed).influence.numpy()
         losses = fitted.losses(fitted.theta, fitted.train).numpy()
-        rows = plan.choose(made.data.train_index, influence, losses, seed)
-        truth = plan.run(made, trained, rows, seed, NOTHING_KEPT)
-        found.append(mean_correlations(influence[rows], truth.change[..., 0])[0])
+        removed = plan.choose("loo", made, influence, losses, seed)
+        truth = plan.run(made, trained, removed, seed, NOTHING_KEPT)
+        found.append(mean_correlations(removed.predicted(influence), truth.change[..., 0])[0])
         print(f"seed {seed}: Spearman {found[-1]:.4f}, drift {truth.control.largest_measurement_change:.1e}", flush=True)
     print(f"iris: mean Spearman {np.mean(found):.4f}, standard deviation {np.std(found, ddof=1):.4f} over {len(found)} seeds")
     assert np.mean(found) >= 0.95

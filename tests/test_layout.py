@@ -67,7 +67,7 @@ def part(*names: str) -> list[str]:
 
 
 UPPER = ("influx.cli", "influx.app", "influx.pipelines", "influx.runfolder", "influx.report")
-LEARNING = ("influx.datasets", "influx.training", "influx.retraining", "influx.experiment", "influx.store")
+LEARNING = ("influx.datasets", "influx.training", "influx.retraining", "influx.shards", "influx.experiment", "influx.store")
 
 
 @pytest.mark.parametrize(
@@ -76,9 +76,10 @@ LEARNING = ("influx.datasets", "influx.training", "influx.retraining", "influx.e
         (("influx.estimators", "influx.solvers", "influx.curvature", "influx.problem"), (*UPPER, *LEARNING)),
         (("influx.objectives", "influx.measurements", "influx.stacking", "influx.models"), (*UPPER, *LEARNING, "influx.estimators")),
         (("influx.datasets",), (*UPPER, *LEARNING[1:], "influx.estimators", "influx.solvers", "influx.problem")),
-        (("influx.training",), (*UPPER, "influx.datasets", "influx.retraining", "influx.experiment", "influx.estimators")),
-        (("influx.experiment", "influx.retraining"), (*UPPER, "influx.estimators", "influx.statistics")),
-        (("influx.statistics", "influx.bootstrap"), (*UPPER, *LEARNING, "influx.estimators", "influx.problem")),
+        (("influx.training",), (*UPPER, "influx.datasets", "influx.retraining", "influx.shards", "influx.experiment", "influx.estimators")),
+        (("influx.experiment", "influx.shards", "influx.retraining"), (*UPPER, "influx.estimators", "influx.statistics")),
+        (("influx.removals", "influx.workers"), (*UPPER, *LEARNING, "influx.estimators", "influx.statistics", "influx.problem")),
+        (("influx.statistics", "influx.reliability", "influx.bootstrap"), (*UPPER, *LEARNING, "influx.estimators", "influx.problem")),
     ],
     ids=lambda names: names[0],
 )
@@ -93,7 +94,7 @@ def test_imports_have_no_cycle() -> None:
 
 
 def test_the_report_layer_takes_tables_and_knows_nothing_else_of_ours() -> None:
-    allowed = {*part("influx.report"), "influx.errors", "influx.statistics"}
+    allowed = {*part("influx.report"), "influx.errors", "influx.statistics", "influx.reliability"}
     for module in part("influx.report"):
         assert {name for name in imports(module) if name.split(".")[0] == "influx"} <= allowed, module
 

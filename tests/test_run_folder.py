@@ -20,8 +20,10 @@ from influx.store import digest
 
 TRAINED = {".hydra", "run.json", "model.safetensors", "history.csv", "history.png"}
 ESTIMATED = TRAINED | {"influence.npz", "top_influences.csv", "top_influences.png", "diagnostics.csv"}
-VALIDATED = ESTIMATED | {"ground_truth.npz", "correlations.csv", "correlations.md", "scatter.png"}
-SAME_BYTES = ("model.safetensors", "history.csv", "influence.npz", "ground_truth.npz", "correlations.csv", "top_influences.csv")
+VALIDATED = ESTIMATED | {"ground_truth.npz", "correlations.csv", "correlations.md", "per_test.csv", "scatter.png"}
+SAME_BYTES = (
+    "model.safetensors", "history.csv", "influence.npz", "ground_truth.npz", "correlations.csv", "per_test.csv", "top_influences.csv",
+)  # fmt: skip
 
 
 def arrays(ran: Ran, name: str) -> dict[str, np.ndarray]:
@@ -68,7 +70,8 @@ def test_the_screen_is_the_log(validated: Ran) -> None:
 
 def test_the_screen_names_the_cost_before_the_work_and_the_picture_after(validated: Ran) -> None:
     lines = validated.out.splitlines()
-    predicted = next(number for number, line in enumerate(lines) if line.startswith("retraining without each of 4 examples, 2 seed(s)"))
+    ahead = "retraining without each of 4 removed examples, 2 seed(s)"
+    predicted = next(number for number, line in enumerate(lines) if line.startswith(ahead))
     assert lines[-2:] == [f"scatter plot: {validated.folder / 'scatter.png'}", f"results: {validated.folder}"]
     assert predicted < next(number for number, line in enumerate(lines) if "spearman" in line)
 
@@ -89,8 +92,13 @@ def test_the_screen_names_the_cost_before_the_work_and_the_picture_after(validat
             "correlations.csv",
             [
                 "method", "truth", "measurement", "statistic", "value", "ci_low", "ci_high", "noise_ceiling",
-                "n_removed", "n_test", "n_seeds", "n_undefined",
+                "n_removed", "n_test", "n_seeds", "n_undefined", "ceiling_low", "ceiling_high", "corrected", "corrected_low",
+                "corrected_high", "this_model",
             ],
+        ),
+        (
+            "per_test.csv",
+            ["test_index", "pearson", "spearman", "ci_low", "ci_high", "reliability", "noise_ceiling", "corrected", "this_model"],
         ),
     ],
 )  # fmt: skip
@@ -256,7 +264,7 @@ def test_a_second_run_reuses_and_gives_the_same_bytes(tiny: Run) -> None:
     first, second = tiny("validate"), tiny("validate")
     same_bytes(first, second)
     assert record(first)["reused"] == []
-    assert record(second)["reused"] == ["model", "2 of 2 retraining stacks"]
+    assert record(second)["reused"] == ["model", "2 of 2 retraining shards"]
 
 
 def test_the_same_command_elsewhere_gives_the_same_bytes_whatever_the_global_seed(tiny: Run, validated: Ran) -> None:
@@ -320,7 +328,7 @@ def test_a_warm_start_drifts_and_the_drift_is_subtracted_on_request(tiny: Run) -
     assert control["largest_parameter_change"] > 1e-6
     np.testing.assert_allclose(one["change"] - other["change"], np.broadcast_to(drift, one["change"].shape), rtol=0, atol=1e-14)
     assert set(table(plain, "correlations.csv").truth) == {"loo_warm"}
-    assert record(subtracted)["reused"] == ["model", "2 of 2 retraining stacks"]
+    assert record(subtracted)["reused"] == ["model", "2 of 2 retraining shards"]
 
 
 def test_the_last_layer_alone_is_a_truth_of_its_own(tiny: Run) -> None:
@@ -351,7 +359,7 @@ def test_worker_processes_give_the_same_bytes_and_the_same_warnings(tiny: Run, c
 def test_a_folder_used_again_holds_nothing_of_its_earlier_run(tiny: Run) -> None:
     chosen = tiny("validate", "hydra.run.dir=outputs/chosen").folder
     tiny("validate", "hydra.run.dir=outputs/chosen", "loo=false")
-    assert not (chosen / "ground_truth.npz").exists()
+    assert not {file.name for file in chosen.iterdir()} & (VALIDATED - ESTIMATED)
 
 
 @pytest.mark.parametrize("selection", ["random", "top", "loss", "stratified", "all"])
@@ -375,4 +383,4 @@ def test_a_damaged_store_is_reported_and_repaired(tiny: Run, tmp_path: Path) -> 
     same_bytes(first, second)
     assert record(second)["reused"] == []
     assert sum("is damaged; it is removed and computed again" in warning for warning in record(second)["warnings"]) >= 3
-    assert record(third)["reused"] == ["model", "2 of 2 retraining stacks"]
+    assert record(third)["reused"] == ["model", "2 of 2 retraining shards"]

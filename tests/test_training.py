@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from dataclasses import dataclass, replace
+from functools import cache
 
 import numpy as np
 import pytest
@@ -24,11 +25,14 @@ from problems import (
 )
 from sklearn.linear_model import LogisticRegression
 from torch import nn
+from torch.nn import functional as F
 from torch.testing import assert_close
 
 from influx import stacking
+from influx.datasets import Data
+from influx.datasets.digits import Digits
 from influx.errors import AccuracyWarning, InfluxError, NumericalError
-from influx.experiment import HISTORY
+from influx.experiment import HISTORY, Experiment
 from influx.models import Model
 from influx.models.mlp import Mlp
 from influx.seeding import isolated
@@ -260,6 +264,64 @@ def test_adamw_adds_the_coupled_penalty_and_then_shrinks():
             p.data -= training.lr * unbiased[0] / (unbiased[1].sqrt() + 1e-8)
     for name, value in module.named_parameters():
         assert_close(fit.params[name], value, rtol=1e-11, atol=1e-12)
+
+
+# ---------------------------------------------------------------------------------------------- the promise, on real data
+
+
+PROMISED = {
+    "sgd": Sgd(lr=0.1, momentum=0.0),
+    "momentum": Sgd(lr=0.05, momentum=0.9, weight_decay=0.01, schedule="cosine"),
+    "nesterov": Sgd(lr=0.05, momentum=0.9, nesterov=True, weight_decay=0.01, schedule="step"),
+    "adam": Adam(lr=0.003, beta1=0.8, beta2=0.99, weight_decay=0.01),
+    "amsgrad": Adam(lr=0.003, amsgrad=True, weight_decay=0.01, schedule="linear"),
+    "adamw": AdamW(lr=0.003, decoupled_decay=0.1, schedule="cosine"),
+    "adamw with both decays": AdamW(lr=0.003, decoupled_decay=0.1, weight_decay=0.01),
+}
+
+
+@cache
+def digits(dtype: torch.dtype) -> Data:
+    return Digits(train_size=400, test_size=50).load().to(dtype, "cpu")
+
+
+def tensor_loop(made: Experiment, seed: int, kept: torch.Tensor, batches: list[torch.Tensor]) -> dict[str, torch.Tensor]:
+    """One model, `x[rows]` and torch.optim; rows that are not `kept` are not fed, their batch keeps its divisor."""
+    training, module = made.training, made.module(seed)
+    coupled = training.weight_decay
+    if isinstance(training, AdamW):
+        settings = {"betas": (training.beta1, training.beta2), "weight_decay": training.decoupled_decay}
+        optimiser: torch.optim.Optimizer = torch.optim.AdamW(module.parameters(), training.lr, **settings, foreach=False)
+    else:
+        optimiser, coupled = torch_optimiser(training, list(module.parameters())), 0.0  # torch.optim adds it
+    for rows, factor in zip(batches, factors(training.schedule, len(batches)), strict=True):
+        for group in optimiser.param_groups:
+            group["lr"] = training.lr * factor
+        left = rows[kept[rows]]
+        losses = F.cross_entropy(module(made.data.train_inputs[left]), made.data.train_targets[left], reduction="sum")
+        penalty = coupled / 2 * sum(p.square().sum() for p in module.parameters())
+        optimiser.zero_grad()
+        (losses / len(rows) + penalty).backward()
+        optimiser.step()
+    return {name: value.detach() for name, value in module.named_parameters()}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
+@pytest.mark.parametrize("name", PROMISED)
+def test_k_networks_on_digits_are_k_plain_torch_loops(name, dtype):
+    """MLP 64-32-10, 42 steps of at most 64 rows, the seventh of 16; nothing, one row, half the rows and a whole class left out."""
+    made = experiment("mlp", data=digits(dtype), model=Mlp(depth=1, width=32), training=replace(PROMISED[name], epochs=6, batch_size=64))
+    weights = torch.ones(4, 400, dtype=dtype)
+    weights[1, 17] = 0.0
+    weights[2, torch.randperm(400, generator=torch.Generator().manual_seed(0))[:200]] = 0.0
+    weights[3, made.data.train_targets == 8] = 0.0
+    batches = [step.rows for step in made.train(3, NOTHING_KEPT, record=True).trajectory.steps]
+    assert [len(rows) for rows in batches] == 6 * [64, 64, 64, 64, 64, 64, 16]
+    fit = made.training.fit(made.task(3, weights))
+    for k in range(4):
+        within = 1e-4 if dtype == torch.float32 else 1e-10  # what is promised
+        assert_close(stacking.unstack(fit.params, k), tensor_loop(made, 3, weights[k] > 0, batches), rtol=0, atol=within)
+    assert (fit.params["1.weight"][1:] - fit.params["1.weight"][0]).abs().flatten(1).amax(1).min() > 1e-3
 
 
 # -------------------------------------------------------------------------------------------------- batches and records

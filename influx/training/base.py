@@ -23,7 +23,6 @@ from influx.stacking import Stack
 from influx.training.backprop import Backprop, backprop
 from influx.trajectory import Trajectory
 
-
 IN_CACHE = 8  # times smaller blocks than memory would allow stay in a core's cache, and take half the time
 
 
@@ -87,11 +86,13 @@ class Fit:
 class Training(ABC):
     """A way to train. Options only; `weight_decay` is λ, the coupled L2 term of the objective.
 
-    `records_trajectory` says whether the steps can be recorded for methods that follow them.
+    `records_trajectory` says whether the steps can be recorded for methods that follow them, `most_at_once` how many models of a stack
+    gain from one another's company.
     """
 
     weight_decay: float
     records_trajectory: ClassVar[bool] = False
+    most_at_once: ClassVar[int] = 128
 
     @abstractmethod
     def fit(self, task: Task) -> Fit:

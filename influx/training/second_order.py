@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import ClassVar
 
 import torch
 from jaxtyping import Bool, Float
@@ -49,6 +50,8 @@ class SecondOrder(Training):
     weight_decay: float = 0.02
     tolerance: float = 1e-9
     max_iterations: int = 500
+
+    most_at_once: ClassVar[int] = 256
 
     def __post_init__(self) -> None:
         rules.check_fields("training", self)
