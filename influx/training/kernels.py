@@ -29,7 +29,9 @@ def tanh_(z: Tensor) -> Tensor:
 def swift(module: nn.Module) -> nn.Module:
     """A copy of `module`, its children shared, in which slow layers have faster stand-ins; for use one model at a time, on a CPU."""
     result = copy.copy(module)
-    result._modules = {name: _stand_in(child) for name, child in module.named_children()}
+    result._modules = {
+        name: None if child is None else _stand_in(child) for name, child in module._modules.items()
+    }  # named_children leaves out repeats
     return result
 
 
