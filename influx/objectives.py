@@ -88,11 +88,9 @@ def _residual(
     """w (p − onehot), the label's entry as minus the sum of the other probabilities."""
     classes = torch.arange(outputs.shape[1], device=labels.device)
     label = (classes.unsqueeze(1) == labels).to(outputs.dtype)  # [out, batch]
-    slope = (outputs - outputs.amax(1, keepdim=True)).exp_()
-    total = slope.sum(1)
-    slope.mul_(1 - label)
+    slope = outputs.softmax(1).mul_(1 - label)
     slope.addcmul_(label, slope.sum(1, keepdim=True), value=-1)
-    return slope.mul_((weights / total).unsqueeze(1))
+    return slope.mul_(weights.unsqueeze(1))
 
 
 def _difference(

@@ -29,7 +29,7 @@ from influx.store import Store
 from influx.training.first_order import FirstOrder
 from influx.training.second_order import Newton
 
-STACK_BYTES = 32 * 2**20  # aim for what one stack keeps: parameters, the optimiser's memory, one batch's layer outputs
+STACK_BYTES = 12 * 2**20  # aim for what one stack keeps busy: parameters, the optimiser's memory, one batch's layer outputs
 FEWEST = 8  # models in a stack when the size is chosen
 TRIAL_MODELS = 16  # of a trial that cannot be shortened in any other way
 

@@ -12,11 +12,13 @@ import logging
 import os
 import pickle
 import socket
+import threading
+import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Generic, TypeVar
 
@@ -179,6 +181,40 @@ def _sent(remote: Remote, work: Callable[[Item], Result], threads: int, position
     return pickle.loads(remote((work, threads, position, item)))
 
 
+@dataclass(frozen=True)
+class _Calls:
+    """Calls elsewhere, each with a thread that waits for it. `end` lets no thread wait on: ray would crash when it is shut down."""
+
+    submit: Callable[[tuple[Any, ...]], Any]
+    result: Callable[[Any], bytes]
+    cancel: Callable[[Any], object]
+    running: dict[int, Any] = field(default_factory=dict)  # by thread
+    ended: threading.Event = field(default_factory=threading.Event)
+
+    def __call__(self, arguments: tuple[Any, ...]) -> bytes:
+        thread = threading.get_ident()
+        self.running[thread] = None
+        try:
+            if self.ended.is_set():
+                raise InfluxError("stopped")  # seen by nobody
+            call = self.running[thread] = self.submit(arguments)
+            try:
+                return self.result(call)
+            except BaseException:
+                self.cancel(call)
+                raise
+        finally:
+            del self.running[thread]
+
+    def end(self) -> None:
+        self.ended.set()
+        until = time.monotonic() + PATIENCE
+        while self.running and time.monotonic() < until:
+            for call in filter(None, list(self.running.values())):
+                self.cancel(call)
+            time.sleep(0.02)
+
+
 @contextmanager
 def _ray(cluster: str | None, workers: int) -> Iterator[Remote]:
     import ray
@@ -186,28 +222,23 @@ def _ray(cluster: str | None, workers: int) -> Iterator[Remote]:
     ours = not ray.is_initialized()
     if ours:
         _connect_ray(cluster or os.environ.get("RAY_ADDRESS") or "local", workers)
-    running: set[Any] = set()
     run = ray.remote(num_cpus=1, max_retries=0, scheduling_strategy="SPREAD")(_unpacked)
 
-    def remote(arguments: tuple[Any, ...]) -> bytes:
-        call = run.remote([ray.cloudpickle.dumps(arguments)])
-        running.add(call)
+    def result(call: Any) -> bytes:
         try:
             return ray.get(call)
         except ray.exceptions.RayTaskError as error:
             raise InfluxError(_unable("ray", error.cause)) from error
         except ray.exceptions.RayError as error:
             raise InfluxError(_died("ray process")) from error
-        finally:
-            running.discard(call)
 
+    calls = _Calls(lambda arguments: run.remote([ray.cloudpickle.dumps(arguments)]), result, partial(ray.cancel, force=True))
     try:
         if ray.cluster_resources().get("CPU", 0) < 1:
             raise InfluxError("the ray cluster has no CPU: add a node with `ray start --address=...`.")
-        yield remote
+        yield calls
     finally:
-        for call in tuple(running):
-            ray.cancel(call, force=True)
+        calls.end()
         if ours:
             ray.shutdown()
 
@@ -235,27 +266,27 @@ def _dask(cluster: str | None, workers: int) -> Iterator[Remote]:
     from distributed.utils import silence_logging_cmgr
 
     settings = {"distributed.scheduler.allowed-failures": 0, "distributed.admin.large-graph-warning-threshold": "1 TiB"}
-    running: set[Any] = set()
     with ExitStack() as stack:
         stack.enter_context(dask.config.set(settings))
         for name in ("distributed", "distributed.client"):
             stack.enter_context(silence_logging_cmgr(logging.CRITICAL, name))
         client = _connect_dask(cluster, workers, stack)
-        stack.callback(lambda: client.cancel(list(running), force=True))
 
-        def remote(arguments: tuple[Any, ...]) -> bytes:
-            call = client.submit(_unpacked, [cloudpickle.dumps(arguments)], pure=False)
-            running.add(call)
+        def result(call: Any) -> bytes:
             try:
                 return call.result()
             except distributed.scheduler.KilledWorker as error:
                 raise InfluxError(_died("dask process")) from error
             except Exception as error:
                 raise InfluxError(_unable("dask", error)) from error
-            finally:
-                running.discard(call)
 
-        yield remote
+        calls = _Calls(
+            lambda arguments: client.submit(_unpacked, [cloudpickle.dumps(arguments)], pure=False),
+            result,
+            lambda call: call.cancel(force=True),
+        )
+        stack.callback(calls.end)
+        yield calls
 
 
 def _connect_dask(address: str | None, workers: int, stack: ExitStack) -> Any:

@@ -23,7 +23,9 @@ def product(left: Float[Tensor, "m k"], right: Float[Tensor, "k n"]) -> Float[Te
 
 def tanh_(z: Tensor) -> Tensor:
     """tanh in place as 2 sigmoid(2z) - 1. Its error is a rounding of 1, not of a small result."""
-    return z.tanh_() if z.is_cuda else z.mul_(2).sigmoid_().mul_(2).sub_(1)
+    if z.is_cuda:
+        return z.tanh_()
+    return torch.add(torch.tensor(-1.0, dtype=z.dtype), z.mul_(2).sigmoid_(), alpha=2, out=z)
 
 
 def swift(module: nn.Module) -> nn.Module:
