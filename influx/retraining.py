@@ -237,16 +237,15 @@ class Retraining:
         found, _ = store.fetch("plan", key, measured, f"{experiment.about}, how to retrain")
         return Plan(bool(found["side_by_side"]), found["seconds_per_model"].item())
 
-    def seconds(self, experiment: Experiment, base: Trained, sets: Removals, seed: int, store: Store) -> float:
+    def seconds(self, plan: Plan, experiment: Experiment, base: Trained, sets: Removals, seed: int, store: Store) -> float:
         """The time that `run` will take with what the store holds now."""
-        plan = self.plan(experiment, base, sets, seed, store)
         shards = self.shards(experiment, [base] * self.seeds, sets, seed, plan)
         missing = sum(len(shard.part) + 1 for shard in shards if not store.holds(KIND, shard.key))
         others = (self.seeds - 1) * base.seconds if self.start == "warm" and missing else 0.0
         return missing * plan.seconds_per_model / self.workers + others
 
-    def run(self, experiment: Experiment, base: Trained, sets: Removals, seed: int, store: Store) -> Truth:
-        """Retrain without each of `sets`, for every seed. Finished shards are stored and never trained again.
+    def run(self, experiment: Experiment, base: Trained, sets: Removals, seed: int, store: Store, plan: Plan | None = None) -> Truth:
+        """Retrain without each of `sets`, for every seed, by `plan` (null: makes one). Finished shards are stored and never trained again.
 
         Cost: (n_removed + shards) x n_seeds trainings; memory: one stack a worker.
 
@@ -256,13 +255,13 @@ class Retraining:
         """
         begins = self.start == "warm" or isinstance(experiment.training, Newton)  # at the seed's own trained model
         bases = [base, *(experiment.train(d.init, store, order=d.order) if begins else base for d in self.draws(seed)[1:])]
-        shards = self.shards(experiment, bases, sets, seed, self.plan(experiment, base, sets, seed, store))
+        shards = self.shards(experiment, bases, sets, seed, plan or self.plan(experiment, base, sets, seed, store))
         trained = [_measured(experiment, start) for start in bases]
         change, full = np.empty((self.seeds, len(sets), experiment.n_test)), np.empty((self.seeds, experiment.n_test))
         place = np.cumsum([0, *(len(shard.part) for shard in shards)])  # rows of `change`, seed by seed
         drift, reused = 0.0, 0
         results = finished(shards, store, self.workers, self.backend, self.cluster)
-        for (at, tensor, stored), _ in zip(results, progress(range(len(shards)), "retraining stacks"), strict=True):
+        for (at, tensor, stored), _ in zip(results, progress(range(len(shards)), "retraining shards"), strict=True):
             values, s = tensor.double().cpu().numpy(), at * self.seeds // len(shards)
             reference = values[0] if self.start == "scratch" or self.subtract_drift else trained[s]
             change.reshape(-1, experiment.n_test)[place[at] : place[at + 1]] = values[1:] - reference
@@ -271,8 +270,8 @@ class Retraining:
             drift = max(drift, float(np.abs(values[0] - trained[0]).max()) if s == 0 else 0.0)
             reused += stored
         control = self._control(experiment, base, seed, drift)
-        seeds = np.arange(seed, seed + self.seeds)
-        return Truth(np.moveaxis(change, 0, 2), full.T, sets, seeds, control, reused, len(shards))
+        by_seed_last = np.ascontiguousarray(np.moveaxis(change, 0, 2))
+        return Truth(by_seed_last, full.T, sets, np.arange(seed, seed + self.seeds), control, reused, len(shards))
 
     def _control(self, experiment: Experiment, base: Trained, seed: int, in_stacks: float) -> Control:
         alone = Shard(self.recipe, experiment, Removals(()), Draw(seed, seed), base, side_by_side=True)

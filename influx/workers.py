@@ -254,7 +254,7 @@ def _connect_ray(address: str, workers: int) -> None:
     _knock(address)
     try:
         ray.init(address, **quiet)
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # it exits when something else listens at the port
         raise InfluxError(_silent("ray", address, error)) from error
 
 
@@ -263,13 +263,14 @@ def _dask(cluster: str | None, workers: int) -> Iterator[Remote]:
     import cloudpickle
     import dask
     import distributed
-    from distributed.utils import silence_logging_cmgr
 
     settings = {"distributed.scheduler.allowed-failures": 0, "distributed.admin.large-graph-warning-threshold": "1 TiB"}
     with ExitStack() as stack:
         stack.enter_context(dask.config.set(settings))
         for name in ("distributed", "distributed.client"):
-            stack.enter_context(silence_logging_cmgr(logging.CRITICAL, name))
+            log = logging.getLogger(name)
+            stack.callback(log.setLevel, log.level)
+            log.setLevel(logging.CRITICAL)
         client = _connect_dask(cluster, workers, stack)
 
         def result(call: Any) -> bytes:
@@ -293,7 +294,7 @@ def _connect_dask(address: str | None, workers: int, stack: ExitStack) -> Any:
     from distributed import Client, LocalCluster
 
     if address is None:
-        local = LocalCluster(n_workers=workers, threads_per_worker=1, memory_limit=0, dashboard_address=None, silence_logs=logging.CRITICAL)
+        local = LocalCluster(n_workers=workers, threads_per_worker=1, memory_limit=0, dashboard_address=":0", silence_logs=logging.CRITICAL)
         return stack.enter_context(Client(stack.enter_context(local), set_as_default=False))
     _knock(address)
     try:

@@ -68,11 +68,12 @@ def _truth(session: Session, made: Estimated, retraining: Retraining) -> Truth:
     experiment, folder, seed, store = session.experiment, session.folder, session.seed, session.store
     sets = retraining.choose(session.config["truth"], experiment, made.influence, made.train_losses, seed)
     with folder.stage("predict"):
-        ahead = retraining.seconds(experiment, made.trained, sets, seed, store)
+        plan = retraining.plan(experiment, made.trained, sets, seed, store)
+        ahead = retraining.seconds(plan, experiment, made.trained, sets, seed, store)
     what = sets.unit.removeprefix("removed ")
     log.info("retraining without each of %d %ss, %d seed(s): about %.0f s", len(sets), what, retraining.seeds, ahead)
     with folder.stage("retrain"):
-        truth = retraining.run(experiment, made.trained, sets, seed, store)
+        truth = retraining.run(experiment, made.trained, sets, seed, store, plan)
     if truth.reused:
         folder.record["reused"].append(f"{truth.reused} of {truth.shards} retraining shards")
     folder.record["zero_removal_control"] = asdict(truth.control)
