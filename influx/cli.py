@@ -25,7 +25,7 @@ commands
 examples
   influx validate
   influx validate dataset=breast_cancer model=logistic method=exact retraining.removed=all
-  influx validate -m method=exact,cg,lissa dataset=iris,digits seed=0,1
+  influx validate -m method=exact,cg,lissa dataset=iris,digits seed=0,4
 
 more
   influx COMMAND --help        groups, options and settings of a command

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TypeVar
 
@@ -31,6 +32,16 @@ def progress(items: Sequence[T], label: str) -> Iterator[T]:
     token = _shown.set(len(items) > 1)
     try:
         yield from _bar(items, label) if sys.stderr.isatty() else _lines(items, label)
+    finally:
+        _shown.reset(token)
+
+
+@contextmanager
+def silence() -> Iterator[None]:
+    """Inside, no loop shows anything."""
+    token = _shown.set(True)
+    try:
+        yield
     finally:
         _shown.reset(token)
 

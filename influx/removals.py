@@ -4,6 +4,10 @@ Each retrained model lacks one *set* of training rows (positions within the trai
 influences, which is first order in the example weights: for single examples the estimate itself; for groups Koh, Ang, Teo & Liang,
 "On the accuracy of influence functions for measuring group effects", NeurIPS 2019; for random subsets the additive prediction whose
 Spearman correlation with the truth, for each test example, is the linear datamodelling score (LDS; Park et al., "TRAK", ICML 2023).
+
+1. Departure from Park et al.: they train on the subset alone. Here left-out rows keep their place in a batch with weight 0 and the
+   objective keeps its divisor n, as everywhere, so that the sum of influences predicts the change; retraining.divisor=n-1 averages over
+   the subset as they do (but for the composition of batches).
 """
 
 from __future__ import annotations

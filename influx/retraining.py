@@ -28,6 +28,7 @@ from influx.shards import KIND, Draw, Recipe, Shard, finished
 from influx.store import Store
 from influx.training.first_order import FirstOrder
 from influx.training.second_order import Newton
+from influx.workers import check as check_backend
 
 STACK_BYTES = 12 * 2**20  # aim for what one stack keeps busy: parameters, the optimiser's memory, one batch's layer outputs
 FEWEST = 8  # models in a stack when the size is chosen
@@ -143,17 +144,16 @@ class Retraining:
 
         Raises:
             InfluxError: fewer than two training examples, more removals than there are, an index that is empty or outside the training
-                part, a selection that the truth does not have, or epochs for a training without.
+                part, a selection that the truth does not have, epochs or a batch order for a training without, a missing extra.
         """
         n = experiment.data.n_train
         if n < 2:
             raise InfluxError("leaving one training example out of 1 leaves none: raise dataset.train_size.")
         if self.epochs is not None and not isinstance(experiment.training, FirstOrder):
             raise InfluxError("retraining.epochs needs a training with epochs (sgd, adam, adamw); newton and lbfgs run to a gradient norm.")
-        if self.vary == "order" and not isinstance(experiment.training, FirstOrder):
-            raise InfluxError(
-                "retraining.vary=order needs a training in batches (sgd, adam, adamw); newton and lbfgs take all rows at once."
-            )
+        if self.vary == "order" and not experiment.training.shuffles(n):
+            raise InfluxError("retraining.vary=order needs a training in batches (training=sgd, adam or adamw with a training.batch_size).")
+        check_backend(self.backend, self.cluster)
         if truth == "loo":
             self._check_examples(experiment.data.train_index, n)
         elif self.index is not None:
@@ -261,7 +261,7 @@ class Retraining:
         place = np.cumsum([0, *(len(shard.part) for shard in shards)])  # rows of `change`, seed by seed
         drift, reused = 0.0, 0
         results = finished(shards, store, self.workers, self.backend, self.cluster)
-        for (at, tensor, stored), _ in zip(results, progress(range(len(shards)), "retraining shards"), strict=True):
+        for _, (at, tensor, stored) in zip(progress(range(len(shards)), "retraining shards"), results, strict=True):
             values, s = tensor.double().cpu().numpy(), at * self.seeds // len(shards)
             reference = values[0] if self.start == "scratch" or self.subtract_drift else trained[s]
             change.reshape(-1, experiment.n_test)[place[at] : place[at + 1]] = values[1:] - reference

@@ -86,8 +86,9 @@ def compare(
     All intervals are of 95 % and come from `resamples` resamples, the same for every statistic and fixed by `seed`. When that is too
     much arithmetic (`RANK_BUDGET`, `KENDALL_BUDGET`; for Kendall beyond about 1,100 × 100), as many of the first ones as fit are
     used; NaN when fewer than 50 fit, or when fewer than 3 examples were removed. `corrected` is `value / noise_ceiling`, its interval
-    that of the ratio, resampled together, and infinite where the ceiling may be 0. These columns and `noise_ceiling` are NaN with one
-    seed and for what is not a correlation. `this_model` is the statistic against `change[:, :, 0]` alone, NaN with one seed.
+    that of the ratio, resampled together, and infinite where the ceiling may be 0 (NaN for Kendall's tau, which noise does not shrink by
+    a factor). These columns and `noise_ceiling` are NaN with one seed and for what is not a correlation. `this_model` is the statistic
+    against `change[:, :, 0]` alone, NaN with one seed.
 
     Raises `InfluxError` on empty, mismatching or non-finite input.
     """
@@ -192,12 +193,13 @@ def _against_ceiling(
     if half is None or np.isnan(half.mean):
         return found
     ceiling = found["noise_ceiling"] = float(half.ceiling(half.mean))
-    found["corrected"] = value / ceiling if ceiling > 0 else np.nan
+    divides = ceiling > 0 and half.kind != "kendall"  # tau is no product-moment correlation: its attenuation is not a factor
+    found["corrected"] = value / ceiling if divides else np.nan
     if len(half.pseudo_values) < 3:
         return found
     ceilings = half.resampled_ceiling(draws)
     found["ceiling_low"], found["ceiling_high"] = bootstrap.quantiles(ceilings)
-    if ceiling > 0 and np.isfinite(replicates).any():
+    if divides and np.isfinite(replicates).any():
         values = value + replicates - np.nanmean(replicates)
         with np.errstate(divide="ignore", invalid="ignore"):
             found["corrected_low"], found["corrected_high"] = bootstrap.quantiles(values / ceilings[: len(values)])

@@ -1,39 +1,36 @@
 """Independent calls side by side through joblib: in processes of this machine (loky), or on a ray or dask cluster.
 
-On a cluster joblib drives one thread a worker, and each waits for the call that it has handed over. joblib's own backends of these names do
-not serve: ray's cannot return results as they finish, binds each call to a process that may be busy, and keeps every argument until the
-end; dask's waits for ever for a call whose worker was killed, and draws as many items as the whole cluster has cores.
+On a cluster joblib drives one thread a worker, and each waits for the call that it has handed over (`influx.clusters`).
 """
 
 from __future__ import annotations
 
 import importlib.util
-import logging
 import os
 import pickle
-import socket
 import threading
 import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass, field
-from functools import partial
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import cache, partial
 from typing import Any, Generic, TypeVar
 
 import joblib
 import torch
 from joblib.externals.loky.process_executor import TerminatedWorkerError
 
+from influx import clusters
+from influx.clusters import Remote
 from influx.errors import AccuracyWarning, InfluxError, warn_accuracy
+from influx.progress import silence
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-Remote = Callable[[tuple[Any, ...]], bytes]  # `_outcome` of these arguments, elsewhere
 
 MODULES = {"ray": "ray", "dask": "distributed"}
-PATIENCE = 10  # seconds for a cluster to answer
 
 
 @dataclass(frozen=True)
@@ -96,7 +93,7 @@ def in_parallel(
     check(backend, cluster)
     if backend == "loky":
         return _here(work, items) if workers == 1 else _on_processes(work, items, workers)
-    return _on_cluster(work, items, workers, _ray(cluster, workers) if backend == "ray" else _dask(cluster, workers))
+    return _on_cluster(work, items, workers, clusters.CONNECT[backend](cluster, workers))
 
 
 def _here(work: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[tuple[int, Result]]:
@@ -107,7 +104,7 @@ def _on_processes(work: Callable[[Item], Result], items: Iterable[Item], workers
     try:
         yield from _opened(partial(_outcome, work, _share(workers)), items, workers, "loky")
     except TerminatedWorkerError as error:
-        raise InfluxError(_died("process")) from error
+        raise InfluxError(clusters.died("process")) from error
 
 
 def _on_cluster(
@@ -115,6 +112,10 @@ def _on_cluster(
 ) -> Iterator[tuple[int, Result]]:
     with cluster as remote:
         yield from _opened(partial(_sent, remote, work, _share(workers)), items, workers, "threading")
+
+
+def _sent(remote: Remote, work: Callable[[Item], Result], threads: int, position: int, item: Item) -> Outcome[Result]:
+    return remote((_outcome, work, threads, position, item))
 
 
 def _opened(
@@ -141,9 +142,11 @@ def _share(workers: int) -> int:
 
 
 def _outcome(work: Callable[[Item], Result], threads: int, position: int, item: Item) -> Outcome[Result]:
+    if threading.current_thread() is threading.main_thread():
+        _leave_with_parent(os.getppid())
     before = torch.get_num_threads()
     result, failure = None, None
-    with warnings.catch_warnings(record=True) as caught:
+    with warnings.catch_warnings(record=True) as caught, silence():
         warnings.simplefilter("always", AccuracyWarning)
         torch.set_num_threads(threads)
         try:
@@ -155,6 +158,18 @@ def _outcome(work: Callable[[Item], Result], threads: int, position: int, item: 
     return Outcome(position, result, failure, [(str(w.message), w.category, w.filename, w.lineno) for w in caught])
 
 
+@cache
+def _leave_with_parent(parent: int) -> None:
+    """End this process when the one that started it was killed: loky's would wait for work for ever, and hold its terminal."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def _portable(error: Exception) -> Exception:
     """The error, with its traceback as a note: tracebacks do not travel."""
     trace = traceback.format_exc()
@@ -164,185 +179,3 @@ def _portable(error: Exception) -> Exception:
         error = RuntimeError(f"{type(error).__name__}: {error}")
     error.add_note(f"In the worker:\n{trace}")
     return error
-
-
-def _unpacked(packed: list[bytes]) -> bytes:
-    """A call that came as bytes, of which nothing is kept while it runs; the outcome goes back as bytes.
-
-    Left to ray or dask, arrays would arrive read-only.
-    """
-    return pickle.dumps(_outcome(*pickle.loads(packed.pop())))
-
-
-# ----------------------------------------------------------------------------------------------------------------- clusters
-
-
-def _sent(remote: Remote, work: Callable[[Item], Result], threads: int, position: int, item: Item) -> Outcome[Result]:
-    return pickle.loads(remote((work, threads, position, item)))
-
-
-@dataclass(frozen=True)
-class _Calls:
-    """Calls elsewhere, each with a thread that waits for it. `end` lets no thread wait on: ray would crash when it is shut down."""
-
-    submit: Callable[[tuple[Any, ...]], Any]
-    result: Callable[[Any], bytes]
-    cancel: Callable[[Any], object]
-    running: dict[int, Any] = field(default_factory=dict)  # by thread
-    ended: threading.Event = field(default_factory=threading.Event)
-
-    def __call__(self, arguments: tuple[Any, ...]) -> bytes:
-        thread = threading.get_ident()
-        self.running[thread] = None
-        try:
-            if self.ended.is_set():
-                raise InfluxError("stopped")  # seen by nobody
-            call = self.running[thread] = self.submit(arguments)
-            try:
-                return self.result(call)
-            except BaseException:
-                self.cancel(call)
-                raise
-        finally:
-            del self.running[thread]
-
-    def end(self) -> None:
-        self.ended.set()
-        until = time.monotonic() + PATIENCE
-        while self.running and time.monotonic() < until:
-            for call in filter(None, list(self.running.values())):
-                self.cancel(call)
-            time.sleep(0.02)
-
-
-@contextmanager
-def _ray(cluster: str | None, workers: int) -> Iterator[Remote]:
-    import ray
-
-    ours = not ray.is_initialized()
-    if ours:
-        _connect_ray(cluster or os.environ.get("RAY_ADDRESS") or "local", workers)
-    run = ray.remote(num_cpus=1, max_retries=0, scheduling_strategy="SPREAD")(_unpacked)
-
-    def result(call: Any) -> bytes:
-        try:
-            return ray.get(call)
-        except ray.exceptions.RayTaskError as error:
-            raise InfluxError(_unable("ray", error.cause)) from error
-        except ray.exceptions.RayError as error:
-            raise InfluxError(_died("ray process")) from error
-
-    calls = _Calls(lambda arguments: run.remote([ray.cloudpickle.dumps(arguments)]), result, partial(ray.cancel, force=True))
-    try:
-        if ray.cluster_resources().get("CPU", 0) < 1:
-            raise InfluxError("the ray cluster has no CPU: add a node with `ray start --address=...`.")
-        yield calls
-    finally:
-        calls.end()
-        if ours:
-            ray.shutdown()
-
-
-def _connect_ray(address: str, workers: int) -> None:
-    import ray
-
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.CRITICAL}
-    if address == "local":
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        ray.init("local", num_cpus=workers, include_dashboard=False, **quiet)
-        return
-    _knock(address)
-    try:
-        ray.init(address, **quiet)
-    except (Exception, SystemExit) as error:  # it exits when something else listens at the port
-        raise InfluxError(_silent("ray", address, error)) from error
-
-
-@contextmanager
-def _dask(cluster: str | None, workers: int) -> Iterator[Remote]:
-    import cloudpickle
-    import dask
-    import distributed
-
-    settings = {"distributed.scheduler.allowed-failures": 0, "distributed.admin.large-graph-warning-threshold": "1 TiB"}
-    with ExitStack() as stack:
-        stack.enter_context(dask.config.set(settings))
-        for name in ("distributed", "distributed.client"):
-            log = logging.getLogger(name)
-            stack.callback(log.setLevel, log.level)
-            log.setLevel(logging.CRITICAL)
-        client = _connect_dask(cluster, workers, stack)
-
-        def result(call: Any) -> bytes:
-            try:
-                return call.result()
-            except distributed.scheduler.KilledWorker as error:
-                raise InfluxError(_died("dask process")) from error
-            except Exception as error:
-                raise InfluxError(_unable("dask", error)) from error
-
-        calls = _Calls(
-            lambda arguments: client.submit(_unpacked, [cloudpickle.dumps(arguments)], pure=False),
-            result,
-            lambda call: call.cancel(force=True),
-        )
-        stack.callback(calls.end)
-        yield calls
-
-
-def _connect_dask(address: str | None, workers: int, stack: ExitStack) -> Any:
-    from distributed import Client, LocalCluster
-
-    if address is None:
-        local = LocalCluster(n_workers=workers, threads_per_worker=1, memory_limit=0, dashboard_address=":0", silence_logs=logging.CRITICAL)
-        return stack.enter_context(Client(stack.enter_context(local), set_as_default=False))
-    _knock(address)
-    try:
-        client = stack.enter_context(Client(address, timeout=PATIENCE, set_as_default=False))
-        client.wait_for_workers(1, timeout=PATIENCE)
-    except Exception as error:
-        raise InfluxError(_silent("dask", address, error)) from error
-    most = max(client.nthreads().values())
-    if most > 1:
-        raise InfluxError(
-            f"the dask workers at {address} run {most} calls at a time in one process, where they would share torch's seed and threads: "
-            "start them with `dask worker --nthreads 1 --nworkers N`."
-        )
-    return client
-
-
-def _knock(address: str) -> None:
-    """Try the port, where the address names one: ray gives up only after minutes."""
-    host, _, port = address.rpartition("://")[2].rpartition(":")
-    if port.isdigit():
-        try:
-            socket.create_connection((host.strip("[]"), int(port)), PATIENCE).close()
-        except OSError as error:
-            raise InfluxError(
-                f"nothing answers at retraining.cluster={address} ({error}): is the cluster running, and the port right?"
-            ) from error
-
-
-# ------------------------------------------------------------------------------------------------------------- what to say
-
-
-def _first_line(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}".strip().splitlines()[0]
-
-
-def _died(what: str) -> str:
-    return (
-        f"a {what} that retrained was killed, most often because memory ran out: use fewer retraining.workers. "
-        "Finished results are in the store, and the same command goes on from there."
-    )
-
-
-def _unable(backend: str, error: BaseException) -> str:
-    return (
-        f"a {backend} worker could not run influx ({_first_line(error)}): every node needs the same versions of python, influx and of your "
-        "own modules."
-    )
-
-
-def _silent(backend: str, address: str, error: BaseException) -> str:
-    return f"no {backend} cluster that can be used at {address} ({_first_line(error)}): start it, or leave retraining.cluster out."

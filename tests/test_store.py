@@ -26,13 +26,15 @@ from safetensors.torch import save_file
 from influx.datasets.diabetes import Diabetes
 from influx.datasets.iris import Iris
 from influx.errors import AccuracyWarning, InfluxError
-from influx.experiment import Experiment
+from influx.experiment import Experiment, Trained
 from influx.instantiate import describe
 from influx.measurements import Loss, Margin
 from influx.models.logistic import Logistic
 from influx.models.mlp import Mlp
 from influx.objectives import CrossEntropy, Supervised
+from influx.removals import Removals
 from influx.retraining import Retraining
+from influx.shards import Draw, Shard
 from influx.store import STALE, Store, digest, header, is_sound, write_whole
 from influx.training.first_order import Adam, AdamW, Sgd
 from influx.training.second_order import Lbfgs, Newton
@@ -456,6 +458,11 @@ def test_a_key_does_not_change_with_what_does_not_determine_the_model() -> None:
     assert experiment().key(0) == experiment(data=Iris(train_size=20, test_size=6).load()).key(0)
 
 
+def key_of(subject: Experiment, rows: Any, seed: int, **options: Any) -> dict[str, object]:
+    nothing_trained = Trained({}, {}, 0.0, [], 0.0)
+    return Shard(Retraining(**options).recipe, subject, Removals.single(rows), Draw(seed, seed), nothing_trained, True).key
+
+
 SHARD = [
     {}, {"start": "warm"}, {"start": "warm", "trainable": "last_layer"}, {"epochs": 3}, {"divisor": "n-1"},
 ]  # fmt: skip
@@ -464,15 +471,15 @@ SHARD = [
 def test_a_retrained_stacks_key_changes_with_what_determines_it() -> None:
     base = experiment()
     rows = torch.arange(3).numpy()
-    found = [digest(Retraining(**options).shard_key(base, rows, 0)) for options in SHARD]
+    found = [digest(key_of(base, rows, 0, **options)) for options in SHARD]
     found += [
-        digest(Retraining().shard_key(base, rows, 1)),
-        digest(Retraining().shard_key(base, rows[:2], 0)),
-        digest(Retraining().shard_key(base, rows + 1, 0)),
-        digest(Retraining().shard_key(replace(base, data=Iris(train_size=20, test_size=6).load()), rows, 0)),
-        digest(Retraining().shard_key(replace(base, measurement=Margin()), rows, 0)),
-        digest(Retraining().shard_key(replace(base, measurement=Scaled(1.0)), rows, 0)),
-        digest(Retraining().shard_key(replace(base, measurement=Scaled(2.0)), rows, 0)),
+        digest(key_of(base, rows, 1)),
+        digest(key_of(base, rows[:2], 0)),
+        digest(key_of(base, rows + 1, 0)),
+        digest(key_of(replace(base, data=Iris(train_size=20, test_size=6).load()), rows, 0)),
+        digest(key_of(replace(base, measurement=Margin()), rows, 0)),
+        digest(key_of(replace(base, measurement=Scaled(1.0)), rows, 0)),
+        digest(key_of(replace(base, measurement=Scaled(2.0)), rows, 0)),
         digest(base.key(0)),
     ]
     assert len(set(found)) == len(found)
@@ -485,7 +492,7 @@ IRRELEVANT = [{"workers": 2}, {"models_at_once": 3}, {"seeds": 9}, {"removed": 3
 def test_a_retrained_stacks_key_does_not_change_with_the_rest(options: dict[str, Any]) -> None:
     rows = torch.arange(3).numpy()
     same = Retraining(start=options.get("start", "scratch"))
-    assert Retraining(**options).shard_key(experiment(), rows, 0) == same.shard_key(experiment(), rows, 0)
+    assert key_of(experiment(), rows, 0, **options) == key_of(experiment(), rows, 0, start=same.start)
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,8 @@ from influx.statistics import compare, per_test
 
 log = logging.getLogger("influx")
 
+DRIFT = 0.1  # of a typical change: more of it is worth a warning
+VARIED = {"init": "initialisation", "order": "batch order"}
 NO_TRUTH = (
     "loo=false: nothing was retrained, so nothing says whether these estimates are right. What can still be compared: estimates with one "
     "another (-m method=exact,cg,lissa), top_influences.png with your own eyes, diagnostics.csv with the solver's promises."
@@ -77,6 +79,7 @@ def _truth(session: Session, made: Estimated, retraining: Retraining) -> Truth:
     if truth.reused:
         folder.record["reused"].append(f"{truth.reused} of {truth.shards} retraining shards")
     folder.record["zero_removal_control"] = asdict(truth.control)
+    _warn_of_drift(session, retraining, truth)
     arrays = {"change": truth.change, "full": truth.full, "seed": truth.seeds, "test_index": made.test_index}
     train_index = experiment.data.train_index
     if sets.rows is not None:
@@ -84,6 +87,15 @@ def _truth(session: Session, made: Estimated, retraining: Retraining) -> Truth:
     else:  # `removed[j, i]`: whether removal j leaves out training example train_index[i]
         folder.arrays("ground_truth.npz", **arrays, train_index=train_index, removed=sets.mask(len(train_index)))
     return truth
+
+
+def _warn_of_drift(session: Session, retraining: Retraining, truth: Truth) -> None:
+    drift, change = abs(truth.control.mean_measurement_change), float(np.median(np.abs(truth.change.mean(2))))
+    if retraining.start == "warm" and not retraining.subtract_drift and drift > DRIFT * change:
+        session.folder.warn(
+            f"further training alone moves the measurement by {drift:.2g} on average, the removals by {change:.2g}: pooled statistics, "
+            "slope and rmse are about that drift. retraining.subtract_drift=true takes it out."
+        )
 
 
 def _write_tables(session: Session, table: pd.DataFrame, retraining: Retraining) -> None:
@@ -111,6 +123,9 @@ def _say(session: Session, table: pd.DataFrame, truth: Truth) -> None:
     log.info("%s", screen.file.getvalue().rstrip())  # type: ignore[attr-defined]
     for line in verdict(table, truth.removals.unit):
         log.info("%s", line)
+    varied = VARIED.get(session.config["retraining"]["vary"])
+    if varied is not None and len(truth.seeds) > 1:
+        log.info("Only the %s varied between seeds: the ceiling is about that noise alone.", varied)
     control = truth.control
     log.info(
         "control: retraining with nothing left out moves the measurement by at most %.2g alone, %.2g among the others",

@@ -17,7 +17,11 @@ USEFUL = 0.8  # the ceiling that the advice on seeds aims at
 WIDE = 0.1  # from this width on a ceiling's interval is worth a word
 DIFFERENT = 0.05  # between the expected and this model's correlation, from which both are worth a word
 
-MORE = {"removed example": "retraining.removed", "removed subset": "retraining.subsets", "removed group": "retraining.groups"}
+MORE = {
+    "removed example": "raise retraining.removed",
+    "removed subset": "raise retraining.subsets",
+    "removed group": "leave out more of them",
+}
 
 
 def significant(number: float) -> str:
@@ -69,12 +73,15 @@ def verdict(table: pd.DataFrame, unit: str = "removed example") -> list[str]:
     lines = [_headline(headline, name), _about_correction(headline), _about_this_model(headline)]
     if "slope" in rows and not math.isnan(rows["slope"].value):
         scale = rows["slope"]
-        lines.append(f"Slope {_with_interval(scale)}: actual changes are that multiple of the predicted ones (1 is the right scale).")
+        right = "1 is the right scale" if unit == "removed example" else "1 is the right scale, to first order in what is removed"
+        lines.append(f"Slope {_with_interval(scale)}: actual changes are that multiple of the predicted ones ({right}).")
     lines += [_about_noise(headline), _about_interval(headline, unit), _about_undefined(headline)]
     return [line for line in lines if line]
 
 
 def _headline(row: Any, name: str) -> str:
+    if row.n_removed == 1:
+        return f"{name} is undefined for a single removal."
     if math.isnan(row.value):
         return "Spearman is undefined: for every test example the estimate or the truth is the same whatever is removed."
     said = f"{name} {_with_interval(row)}"
@@ -123,7 +130,7 @@ def _about_interval(row: Any, unit: str) -> str:
     if row.n_removed < 3:
         return f"No interval: {_count(row.n_removed, unit)} cannot show how much the correlation varies."
     if row.n_removed < FEW:
-        return f"{_count(row.n_removed, unit)} are too few for the interval to be trusted: raise {MORE[unit]}."
+        return f"{_count(row.n_removed, unit)} are too few for the interval to be trusted: {MORE[unit]}."
     if row.ci_low <= 0 <= row.ci_high:
         return "The interval holds 0: these removals do not tell the estimate from an unrelated one."
     return ""

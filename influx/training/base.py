@@ -2,8 +2,7 @@
 
 The objective of model k is `J_k(θ) = (1/n) Σ_i w[k, i] ℓ_i(θ) + (λ/2)‖θ‖²`. Leaving example i out is `w[k, i] = 0` with the divisor still
 n, in the same batch order, so that a leave-one-out model differs from the full one in nothing else. Example weights of a batch are
-divided by the batch's size, left-out rows included. (Batch normalisation breaks this promise: a row of weight 0 still enters its batch's
-mean and variance.)
+divided by the batch's size, left-out rows included. (Modules that mix the rows of a batch are not fed rows of weight 0 at all.)
 """
 
 from __future__ import annotations
@@ -112,6 +111,10 @@ class Training(ABC):
     def memory(self, params: int, row: int, n: int) -> int:
         """Bytes that one more model in a stack keeps busy, with `params` bytes of parameters, `row` of layer outputs an example, and n
         training examples."""
+
+    @abstractmethod
+    def shuffles(self, n: int) -> bool:
+        """Whether the order of n training examples matters: a batch holds fewer."""
 
     def shortened(self, epochs: int | None) -> Training:
         """The same training with another number of epochs (null: as it is)."""

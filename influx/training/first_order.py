@@ -101,6 +101,9 @@ class FirstOrder(Training):
         norm = torch.tensor([history[-1]["gradient_norm"]], dtype=task.weights.dtype) if history else None
         return Fit(params, buffers, norm, history, Trajectory(tuple(steps)) if task.record else None)
 
+    def shuffles(self, n: int) -> bool:
+        return self.batch_size is not None and self.batch_size < n
+
     def trial(self, iterations: int, seconds: float, models: int) -> tuple[Training, float]:
         few = math.ceil(TRIAL_SECONDS * self.epochs / max(seconds * models, 1e-3))  # an upper bound: models gain from company
         few = min(few, self.epochs)
@@ -116,13 +119,13 @@ class FirstOrder(Training):
     def _epochs(self, task: Task) -> Iterator[Iterable[Batch]]:
         """The batches of each epoch in turn; their rows are a function of (seed, n, batch size) alone, hence the same for every model."""
         n, device = len(task.examples), task.weights.device
-        if self.batch_size is None or self.batch_size >= n:
+        if not self.shuffles(n):
             whole = [Batch(task.examples, task.weights / n, torch.arange(n, device=device))]
             while True:
                 yield whole
         generator = torch_generator(task.seed, "batch order")
         while True:
-            yield _batches(task, torch.randperm(n, generator=generator).to(device), self.batch_size)
+            yield _batches(task, torch.randperm(n, generator=generator).to(device), self.batch_size or n)
 
     def _factor(self, steps: int) -> Callable[[int], float]:
         """The learning rate's factor after so many steps."""

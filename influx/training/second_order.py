@@ -60,6 +60,9 @@ class SecondOrder(Training):
     def minimise(self, task: Task) -> tuple[Stack, list[dict[str, float]]]:
         """The K solutions and, for K = 1, one history row an iteration."""
 
+    def shuffles(self, n: int) -> bool:
+        return False
+
     def memory(self, params: int, row: int, n: int) -> int:
         return (4 + 2 * MEMORY) * params  # rows are taken in blocks
 
