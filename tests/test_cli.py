@@ -179,9 +179,7 @@ def test_runs_of_one_second_have_folders_of_their_own(run_influx: Run, tmp_path:
     assert {folder.parent for folder in folders} == {tmp_path / "outputs/train/runs"}
 
 
-def test_a_sweeps_small_job_does_not_bind_its_large_ones_threads(
-    run_influx: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_sweeps_small_job_does_not_bind_its_large_ones_threads(run_influx: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("influx.pipelines.session.ALL_CORES", 3)
     monkeypatch.setattr("influx.pipelines.session.LARGE_MODEL", 1000)
     ran = run_influx("train", "-m", *TINY["train"], "model.width=4,32", cwd=tmp_path)

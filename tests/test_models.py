@@ -174,6 +174,9 @@ class User(Model):
         return self.made
 
 
+SQUARE = nn.Linear(13, 13)
+
+
 @pytest.mark.parametrize(
     ("model", "shape", "message"),
     [
@@ -191,6 +194,11 @@ class User(Model):
         (User(nn.Linear(13, 5)), TABULAR, r"User gives outputs of shape \(5,\) an example; this data set needs \(3,\)"),
         (User(nn.Flatten(0)), TABULAR, r"User gives outputs of shape \(\) an example; this data set needs \(3,\)"),
         (User(nn.Identity()), GREY, r"User gives outputs of shape \(1, 28, 28\) an example; this data set needs \(10,\)"),
+        (
+            User(nn.Sequential(*2 * (SQUARE, nn.Tanh()), nn.Linear(13, 3))),
+            TABULAR,
+            r"User uses a parameter twice \(2\.bias\); tied weights are not supported",
+        ),
     ],
 )
 def test_a_model_that_does_not_fit_is_refused(model, shape, message):

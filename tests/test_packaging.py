@@ -43,7 +43,10 @@ def test_the_wheel_has_every_module_setting_and_data_file(wheel: Path) -> None:
 def test_the_wheel_finds_its_own_settings(wheel: Path, tmp_path: Path) -> None:
     zipfile.ZipFile(wheel).extractall(tmp_path / "site")
     env = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}
-    for question, said in (["--cfg", "job"], "influx.solvers.exact.Exact"), (["--info", "searchpath"], f"file://{tmp_path}/site/influx/conf"):
+    for question, said in (
+        (["--cfg", "job"], "influx.solvers.exact.Exact"),
+        (["--info", "searchpath"], f"file://{tmp_path}/site/influx/conf"),
+    ):
         command = [sys.executable, "-m", "influx", "validate", "method=exact", *question]
         done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
         assert said in done.stdout, done.stderr

@@ -70,7 +70,7 @@ def test_the_screen_is_the_log(validated: Ran) -> None:
 
 def test_the_screen_names_the_cost_before_the_work_and_the_picture_after(validated: Ran) -> None:
     lines = validated.out.splitlines()
-    ahead = "retraining without each of 4 removed examples, 2 seed(s)"
+    ahead = "retraining without each of 4 examples, 2 seed(s)"
     predicted = next(number for number, line in enumerate(lines) if line.startswith(ahead))
     assert lines[-2:] == [f"scatter plot: {validated.folder / 'scatter.png'}", f"results: {validated.folder}"]
     assert predicted < next(number for number, line in enumerate(lines) if "spearman" in line)
