@@ -489,8 +489,10 @@ def test_what_the_store_holds_takes_no_time(filled):
     [
         ({"epochs": 3}, Newton(), r"retraining\.epochs needs a training with epochs \(sgd, adam, adamw\)"),
         ({"epochs": 3}, Lbfgs(), r"retraining\.epochs needs a training with epochs"),
-        ({"vary": "order"}, Newton(), r"retraining\.vary=order needs a training in batches \(sgd, adam, adamw\)"),
+        ({"vary": "order"}, Newton(), r"retraining\.vary=order needs a training in batches \(training=sgd, adam or adamw with a "),
         ({"vary": "order"}, Lbfgs(), r"retraining\.vary=order needs a training in batches"),
+        ({"vary": "order"}, Sgd(batch_size=None), r"retraining\.vary=order needs a training in batches"),
+        ({"vary": "order"}, Sgd(batch_size=36), r"retraining\.vary=order needs a training in batches"),  # of 36 examples
     ],
 )
 def test_a_plan_that_does_not_fit_the_training_is_refused(options, training, message):

@@ -331,10 +331,19 @@ def test_a_warm_start_drifts_and_the_drift_is_subtracted_on_request(tiny: Run) -
     assert record(subtracted)["reused"] == ["model", "2 of 2 retraining shards"]
 
 
+LAST_LAYER = ("retraining.start=warm", "retraining.trainable=last_layer", "method.params=last_layer")
+
+
 def test_the_last_layer_alone_is_a_truth_of_its_own(tiny: Run) -> None:
-    ran = tiny("validate", "retraining.start=warm", "retraining.trainable=last_layer", "method.params=last_layer")
+    ran = tiny("validate", *LAST_LAYER, "retraining.subtract_drift=true")
     assert set(table(ran, "correlations.csv").truth) == {"loo_warm_last_layer"}
     assert record(ran)["warnings"] == []
+
+
+def test_a_drift_as_large_as_the_changes_is_warned_of(tiny: Run) -> None:
+    (said,) = record(tiny("validate", *LAST_LAYER))["warnings"]
+    assert said.startswith("further training alone moves the measurement by ")
+    assert said.endswith("retraining.subtract_drift=true takes it out.")
 
 
 IMPRECISE = ("model=logistic", "training.max_iterations=1", "retraining.seeds=1")
