@@ -39,14 +39,15 @@ TRIAL_MODELS = 16  # of a trial that cannot be shortened in any other way
 class Control:
     """Retraining with nothing left out, against the trained model.
 
-    The first three are of a model alone: from scratch on a CPU exactly 0; from the optimum the drift of further training, which every
-    retrained model shares. The last is of the models with nothing left out inside the first seed's stacks: from scratch it is what
-    rounding does to a change.
+    All but the last are of a model alone: from scratch on a CPU exactly 0; from the optimum the drift of further training, which every
+    retrained model shares (the median is of magnitudes). The last is of the models with nothing left out inside the first seed's stacks:
+    from scratch it is what rounding does to a change.
     """
 
     largest_parameter_change: float
     largest_measurement_change: float
     mean_measurement_change: float
+    median_measurement_change: float
     largest_measurement_change_in_stacks: float
 
 
@@ -233,7 +234,8 @@ class Retraining:
             best = min(ways, key=lambda way: seconds[way])
             return {"side_by_side": torch.tensor(best), "seconds_per_model": torch.tensor(seconds[best], dtype=torch.float64)}
 
-        key = experiment.key(seed, recipe=vars(self.recipe), models_at_once=self.models_at_once)
+        size = len(sets.batches(self.models_at_once or _stack_size(experiment))[0])
+        key = experiment.key(seed, recipe=vars(self.recipe), models_at_once=size)
         found, _ = store.fetch("plan", key, measured, f"{experiment.about}, how to retrain")
         return Plan(bool(found["side_by_side"]), found["seconds_per_model"].item())
 
@@ -247,7 +249,7 @@ class Retraining:
     def run(self, experiment: Experiment, base: Trained, sets: Removals, seed: int, store: Store, plan: Plan | None = None) -> Truth:
         """Retrain without each of `sets`, for every seed, by `plan` (null: makes one). Finished shards are stored and never trained again.
 
-        Cost: (n_removed + shards) x n_seeds trainings; memory: one stack a worker.
+        Cost: (n_removed + shards of a seed) x n_seeds trainings, and one for the control; memory: one stack a worker.
 
         Raises:
             NumericalError: a training has diverged.
@@ -262,10 +264,10 @@ class Retraining:
         drift, reused = 0.0, 0
         results = finished(shards, store, self.workers, self.backend, self.cluster)
         for _, (at, tensor, stored) in zip(progress(range(len(shards)), "retraining shards"), results, strict=True):
-            values, s = tensor.double().cpu().numpy(), at * self.seeds // len(shards)
+            values, (s, part) = tensor.double().cpu().numpy(), divmod(at, len(shards) // self.seeds)
             reference = values[0] if self.start == "scratch" or self.subtract_drift else trained[s]
             change.reshape(-1, experiment.n_test)[place[at] : place[at + 1]] = values[1:] - reference
-            if at * self.seeds % len(shards) == 0:  # the seed's first shard: those of other sizes round otherwise
+            if part == 0:  # of the seed's shards the first: those of other sizes round otherwise
                 full[s] = reference
             drift = max(drift, float(np.abs(values[0] - trained[0]).max()) if s == 0 else 0.0)
             reused += stored
@@ -279,7 +281,8 @@ class Retraining:
         fit = alone.training.fit(task)
         moved = max((fit.params[name][0] - base.params[name]).abs().max().item() for name in base.params)
         drift = experiment.measure(task.module, fit.params, fit.buffers)[0].double().cpu().numpy() - _measured(experiment, base)
-        return Control(moved, float(np.abs(drift).max()), float(drift.mean()), in_stacks)
+        size = np.abs(drift)
+        return Control(moved, float(size.max()), float(drift.mean()), float(np.median(size)), in_stacks)
 
 
 def _stack_size(experiment: Experiment) -> int:

@@ -18,7 +18,7 @@ from influx import stacking
 from influx.experiment import Experiment, Trained
 from influx.instantiate import describe
 from influx.removals import Removals
-from influx.store import Claim, Store
+from influx.store import Claim, Store, digest
 from influx.training import Task, Training
 from influx.workers import in_parallel
 
@@ -66,7 +66,7 @@ class Shard:
             order=self.draw.order,
             all_data=self.experiment.digest,
             measurement=describe(self.experiment.measurement),
-            sets=[rows.tolist() for rows in self.part.sets],
+            sets=digest({"sets": [rows.tolist() for rows in self.part.sets]}),  # long lists
             recipe=vars(self.recipe),
             side_by_side=self.side_by_side,
         )

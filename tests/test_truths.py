@@ -87,7 +87,8 @@ def test_the_tables_are_those_of_the_saved_arrays(runs: dict[str, Ran], name: st
 def test_the_screen_speaks_of_what_was_removed(runs: dict[str, Ran], name: str) -> None:
     said, count = runs[name].out, SIZES[name]
     kind = "subset" if name == "subset" else "group"
-    assert f"retraining without each of {count} {kind}s, 2 seed(s): about " in said
+    how = f"on each of {count} random subsets" if kind == "subset" else f"without each of {count} groups"
+    assert f"retraining {how}, 2 seed(s): about " in said
     assert f"{count} removed {kind}s, 8 test examples, 2 seeds" in said
     assert "removed example" not in said
     assert ("Linear datamodelling score (LDS: Spearman over subsets)" in said) == (kind == "subset")
@@ -106,6 +107,14 @@ def test_the_change_of_a_subset_is_that_of_a_run_on_what_it_keeps(run_influx: Ru
         less = run_influx("validate", *words, "retraining.removed=1", "retraining.seeds=1", "resamples=50", cwd=tmp_path)
         # both within training.tolerance/λ of the optimum, 1e-9/0.02, times ‖∇m‖ of the raw features, up to ten
         np.testing.assert_allclose(arrays(less, "ground_truth.npz")["full"][:, 0], truth["full"][:, 0] + change, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(("vary", "said"), [("init", "initialisation"), ("order", "batch order"), ("both", None)])
+def test_what_alone_varied_is_said(tiny: Run, vary: str, said: str | None) -> None:
+    ran = tiny("validate", f"retraining.vary={vary}", "training.batch_size=16")
+    assert ran.status == 0, ran.err
+    assert ("Only the " in ran.out) == (said is not None)
+    assert said is None or f"Only the {said} varied between seeds: the ceiling is about that noise alone." in ran.out
 
 
 @pytest.mark.parametrize("name", ["subset", "top", "class"])

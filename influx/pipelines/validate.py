@@ -22,7 +22,7 @@ from influx.statistics import compare, per_test
 
 log = logging.getLogger("influx")
 
-DRIFT = 0.1  # of a typical change: more of it is worth a warning
+DRIFT = 0.1  # of the spread over removals: more of it is worth a warning
 VARIED = {"init": "initialisation", "order": "batch order"}
 NO_TRUTH = (
     "loo=false: nothing was retrained, so nothing says whether these estimates are right. What can still be compared: estimates with one "
@@ -62,7 +62,7 @@ def validate(session: Session, estimator: Estimator, retraining: Retraining | No
     write_diagnostics(session, made.solves, made.test_index)
     spearman = float(table.set_index("statistic").value["spearman"])
     session.folder.record["spearman"] = None if math.isnan(spearman) else spearman  # JSON has no NaN
-    _say(session, table, truth)
+    _say(session, table, truth, retraining)
     return spearman
 
 
@@ -72,8 +72,9 @@ def _truth(session: Session, made: Estimated, retraining: Retraining) -> Truth:
     with folder.stage("predict"):
         plan = retraining.plan(experiment, made.trained, sets, seed, store)
         ahead = retraining.seconds(plan, experiment, made.trained, sets, seed, store)
-    what = sets.unit.removeprefix("removed ")
-    log.info("retraining without each of %d %ss, %d seed(s): about %.0f s", len(sets), what, retraining.seeds, ahead)
+    how = {"removed subset": "on each of %d random subsets", "removed group": "without each of %d groups"}
+    said = how.get(sets.unit, "without each of %d examples") % len(sets)
+    log.info("retraining %s, %d seed(s): about %.0f s", said, retraining.seeds, ahead)
     with folder.stage("retrain"):
         truth = retraining.run(experiment, made.trained, sets, seed, store, plan)
     if truth.reused:
@@ -90,11 +91,11 @@ def _truth(session: Session, made: Estimated, retraining: Retraining) -> Truth:
 
 
 def _warn_of_drift(session: Session, retraining: Retraining, truth: Truth) -> None:
-    drift, change = abs(truth.control.mean_measurement_change), float(np.median(np.abs(truth.change.mean(2))))
-    if retraining.start == "warm" and not retraining.subtract_drift and drift > DRIFT * change:
+    drift, spread = truth.control.median_measurement_change, float(np.median(truth.change.mean(2).std(0)))
+    if retraining.start == "warm" and not retraining.subtract_drift and drift > DRIFT * spread:
         session.folder.warn(
-            f"further training alone moves the measurement by {drift:.2g} on average, the removals by {change:.2g}: pooled statistics, "
-            "slope and rmse are about that drift. retraining.subtract_drift=true takes it out."
+            f"further training alone moves the measurement by {drift:.2g}, and what is removed makes a difference of {spread:.2g} "
+            "(medians): pooled statistics, slope and rmse are about that drift. retraining.subtract_drift=true takes it out."
         )
 
 
@@ -117,13 +118,13 @@ def _draw(session: Session, made: Estimated, truth: Truth, table: pd.DataFrame, 
     save_scatter(pairs, each[["test_index", "spearman"]], table, picture, unit=unit, calibrated=made.estimator.calibrated, title=title)
 
 
-def _say(session: Session, table: pd.DataFrame, truth: Truth) -> None:
+def _say(session: Session, table: pd.DataFrame, truth: Truth, retraining: Retraining) -> None:
     screen = Console(width=100, file=io.StringIO())
     screen.print(correlation_lines(table, truth.removals.unit))
     log.info("%s", screen.file.getvalue().rstrip())  # type: ignore[attr-defined]
     for line in verdict(table, truth.removals.unit):
         log.info("%s", line)
-    varied = VARIED.get(session.config["retraining"]["vary"])
+    varied = VARIED.get(retraining.vary)
     if varied is not None and len(truth.seeds) > 1:
         log.info("Only the %s varied between seeds: the ceiling is about that noise alone.", varied)
     control = truth.control

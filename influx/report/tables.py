@@ -10,7 +10,7 @@ from rich.table import Table
 
 from influx.reliability import seeds_needed
 
-FEW = 10  # removed examples; a bootstrap of fewer is too narrow
+FEW = 20  # removed examples; a bootstrap of fewer is too narrow
 NOISELESS = 0.995  # a ceiling from which the truth's noise is not worth a word
 MOSTLY_NOISE = 0.5  # a ceiling below this makes a comparison nearly meaningless
 USEFUL = 0.8  # the ceiling that the advice on seeds aims at
@@ -114,6 +114,8 @@ def _about_this_model(row: Any) -> str:
 def _about_noise(row: Any) -> str:
     if row.n_seeds == 1:
         return "With one seed the truth's noise is unknown: retraining.seeds=4 measures it."
+    if row.n_removed == 1:
+        return ""
     if math.isnan(row.noise_ceiling):
         return "The truth's noise is unknown: its changes are the same whatever is removed."
     if row.noise_ceiling >= MOSTLY_NOISE:
