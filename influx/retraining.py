@@ -271,16 +271,21 @@ class Retraining:
                 full[s] = reference
             drift = max(drift, float(np.abs(values[0] - trained[0]).max()) if s == 0 else 0.0)
             reused += stored
-        control = self._control(experiment, base, seed, drift)
+        control = self._control(experiment, base, seed, drift, store)
         by_seed_last = np.ascontiguousarray(np.moveaxis(change, 0, 2))
         return Truth(by_seed_last, full.T, sets, np.arange(seed, seed + self.seeds), control, reused, len(shards))
 
-    def _control(self, experiment: Experiment, base: Trained, seed: int, in_stacks: float) -> Control:
+    def _control(self, experiment: Experiment, base: Trained, seed: int, in_stacks: float, store: Store) -> Control:
         alone = Shard(self.recipe, experiment, Removals(()), Draw(seed, seed), base, side_by_side=True)
-        task = alone.task()
-        fit = alone.training.fit(task)
-        moved = max((fit.params[name][0] - base.params[name]).abs().max().item() for name in base.params)
-        drift = experiment.measure(task.module, fit.params, fit.buffers)[0].double().cpu().numpy() - _measured(experiment, base)
+
+        def again() -> dict[str, Tensor]:
+            task = alone.task()
+            fit = alone.training.fit(task)
+            moved = torch.stack([(fit.params[name][0] - base.params[name]).abs().max() for name in base.params]).max()
+            return {"moved": moved, "values": experiment.measure(task.module, fit.params, fit.buffers)[0]}
+
+        found, _ = store.fetch("control", alone.key, again, f"{experiment.about}, seed {seed}, nothing removed")
+        moved, drift = found["moved"].item(), found["values"].double().cpu().numpy() - _measured(experiment, base)
         size = np.abs(drift)
         return Control(moved, float(size.max()), float(drift.mean()), float(np.median(size)), in_stacks)
 

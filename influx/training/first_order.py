@@ -30,7 +30,7 @@ from influx.stacking import Stack
 from influx.training.base import Fit, Task, Training, summarise
 from influx.trajectory import Step, Trajectory
 
-TRIAL_SECONDS = 0.3  # at most about this for the trial behind a prediction, an epoch at least
+TRIAL_SECONDS = 0.1  # at most about this for the trial behind a prediction, an epoch at least
 EPSILON = 1e-8  # torch.optim's default in Adam's denominator
 HISTORY_ROWS = 1000  # at most; a longer training is summarised every few epochs
 CHECKS = 50  # how often a stack is looked at for divergence

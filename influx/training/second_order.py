@@ -51,7 +51,7 @@ class SecondOrder(Training):
     tolerance: float = 1e-9
     max_iterations: int = 500
 
-    most_at_once: ClassVar[int] = 256
+    most_at_once: ClassVar[int] = 512
 
     def __post_init__(self) -> None:
         rules.check_fields("training", self)
@@ -64,7 +64,7 @@ class SecondOrder(Training):
         return False
 
     def memory(self, params: int, row: int, n: int) -> int:
-        return (4 + 2 * MEMORY) * params  # rows are taken in blocks
+        return 4 * params  # point, gradient, direction and trial; rows are taken in blocks
 
     def fit(self, task: Task) -> Fit:
         params, history = self.minimise(task)
