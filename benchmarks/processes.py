@@ -25,7 +25,6 @@ from influx.removals import Removals
 from influx.retraining import Retraining
 from influx.store import Store
 
-STACKS = 4  # of the workers' table: by default few examples make one stack, which workers cannot divide
 SETUPS = ((1, 1), (2, 1), (2, 2))  # threads of the process, workers that share them
 
 
@@ -36,7 +35,7 @@ def digits_mlp(quick: bool) -> Case:
 def workers(quick: bool) -> None:
     """Every setup in a process of its own, so that its first run starts the workers."""
     case = digits_mlp(quick)
-    print(f"Leave-one-out of {_removals(quick)} examples, {case.name} on digits, {case.epochs} epochs; ms a model, {STACKS} stacks.")
+    print(f"Leave-one-out of {_removals(quick)} examples, {case.name} on digits, {case.epochs} epochs; ms a model.")
     print("Each run has an empty store; a first run starts the workers, the next ones find them.\n")
     columns = "threads", "workers", "type", "loader", "tensors", "influx, first", "influx, next"
     header(*columns, "x loader, first", "next", "x tensors, first", "next", "MiB", "MiB, a worker")
@@ -62,8 +61,8 @@ def measure_setup(threads: int, workers: int, dtype: torch.dtype, quick: bool) -
     def ours() -> None:
         base = experiment.train(SEED, NOWHERE)
         with tempfile.TemporaryDirectory() as folder:
-            sets = Removals.single(range(count))
-            Retraining(seeds=1, workers=workers, models_at_once=count // STACKS).run(experiment, base, sets, SEED, Store(Path(folder)))
+            retraining = Retraining(seeds=1, workers=workers, models_at_once=20 if quick else None)
+            retraining.run(experiment, base, Removals.single(range(count)), SEED, Store(Path(folder)))
 
     first = seconds(ours)
     runs = in_turn({**_loops(experiment), "ours": ours}, rounds)
