@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 
 from influx import stacking
+from influx.errors import InfluxError
 from influx.models.all_conv import AllConv
 from influx.models.base import Shape
 from influx.models.lenet import LeNet
@@ -485,3 +486,13 @@ def test_functional_call_sees_the_same_module():
     made = case(mlp())
     params = {name: value[2] for name, value in made.params.items()}
     assert_close(functional_call(made.module, params, (made.batch.inputs,)), made.plain()[0][2], rtol=0, atol=0)
+
+
+def test_a_batch_that_keeps_one_row_is_refused_with_the_remedy():
+    module = nn.Sequential(nn.Flatten(), nn.Linear(3, 2), nn.BatchNorm1d(2)).double().train()
+    params = {name: value.detach().unsqueeze(0) for name, value in module.named_parameters()}
+    buffers = {name: value.unsqueeze(0).clone() for name, value in module.named_buffers()}
+    way = backprop(module, CrossEntropy(), tuple(params), side_by_side=True)
+    batch, weights = Examples(torch.ones(2, 3, dtype=torch.float64), torch.tensor([0, 1])), torch.tensor([[0.0, 0.5]], dtype=torch.float64)
+    with pytest.raises(InfluxError, match=r"what is left of a batch has one row, .* choose another training\.batch_size"):
+        way.gradients(params, buffers, batch, weights)
