@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo install test test-all check bench clean
+.PHONY: help demo install test test-all test-clusters check bench clean
 
 help:  ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -27,6 +27,10 @@ test: $(VENV)/installed-dev  ## the tests, in under five minutes on two cores
 
 test-all: $(VENV)/installed-dev  ## the slow tests too
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not network"
+
+test-clusters: $(VENV)/installed-dev  ## retraining on a real two-node ray cluster and a dask cluster of this machine
+	$(BIN)/python -m pip install --quiet -e ".[dev,ray,dask]"
+	$(BIN)/python -m pytest tests/test_workers.py -m "ray or dask"
 
 check: $(VENV)/installed-dev  ## lint and types
 	$(BIN)/ruff check .
