@@ -99,7 +99,7 @@ class Shard:
 def finished(
     shards: list[Shard], store: Store, workers: int, backend: str, cluster: str | None
 ) -> Iterator[tuple[int, Float[Tensor, "k1 n_test"], bool]]:
-    """Each stack's number, its measurements and whether they came from the store, as they get ready.
+    """Each shard's number, its measurements and whether they came from the store, as they get ready.
 
     What is missing is retrained and saved at once. Of several processes on one store, one retrains a shard: the others go on with the
     next ones and come back for it.
