@@ -219,9 +219,12 @@ class Retraining:
 
     def shards(self, experiment: Experiment, bases: list[Trained], sets: Removals, seed: int, plan: Plan) -> list[Shard]:
         """All shards, seed by seed: a function of the options and the number of sets, not of the moment's free memory or workers."""
-        parts = sets.batches(self.models_at_once or _stack_size(experiment))
+        parts = self._parts(experiment, sets)
         draws = zip(self.draws(seed), bases, strict=True)
         return [Shard(self.recipe, experiment, part, draw, base, plan.side_by_side) for draw, base in draws for part in parts]
+
+    def _parts(self, experiment: Experiment, sets: Removals) -> list[Removals]:
+        return sets.batches(self.models_at_once or _stack_size(experiment))
 
     def plan(self, experiment: Experiment, base: Trained, sets: Removals, seed: int, store: Store) -> Plan:
         """How to train the shards, from a trial of one; kept in the store and used again."""
@@ -234,8 +237,7 @@ class Retraining:
             best = min(ways, key=lambda way: seconds[way])
             return {"side_by_side": torch.tensor(best), "seconds_per_model": torch.tensor(seconds[best], dtype=torch.float64)}
 
-        size = len(sets.batches(self.models_at_once or _stack_size(experiment))[0])
-        key = experiment.key(seed, recipe=vars(self.recipe), models_at_once=size)
+        key = experiment.key(seed, recipe=vars(self.recipe), models_at_once=len(self._parts(experiment, sets)[0]))
         found, _ = store.fetch("plan", key, measured, f"{experiment.about}, how to retrain")
         return Plan(bool(found["side_by_side"]), found["seconds_per_model"].item())
 
