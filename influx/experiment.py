@@ -31,7 +31,7 @@ from influx.training import Fit, Task, Training
 from influx.trajectory import Trajectory
 
 ENGINE = (  # what turns a key into numbers, beside the objects that the key describes
-    "curvature.py", "experiment.py", "layered.py", "measurements.py", "models", "objectives.py", "problem.py", "seeding.py",
+    "curvature.py", "experiment.py", "gradients.py", "layered.py", "measurements.py", "models", "objectives.py", "problem.py", "seeding.py",
     "shards.py", "stacking.py", "training",
 )  # fmt: skip
 
@@ -71,11 +71,11 @@ class Experiment:
 
     @property
     def train_examples(self) -> Examples:
-        return Examples(self.data.train_inputs, self.data.train_targets)
+        return Examples(self.data.train_inputs, self.data.train_targets, torch.as_tensor(self.data.train_index))
 
     @property
     def test_examples(self) -> Examples:
-        return Examples(self.data.test_inputs, self.data.test_targets)
+        return Examples(self.data.test_inputs, self.data.test_targets, torch.as_tensor(self.data.test_index))
 
     @property
     def n_test(self) -> int:

@@ -1,4 +1,4 @@
-"""Curvature products and per-example gradients of plain chains of linear and elementwise layers, by hand.
+"""Curvature products of plain chains of linear and elementwise layers, by hand.
 
 Every step of a product is one matrix product for all vectors.
 
@@ -14,7 +14,6 @@ with δ = ∂ℓ/∂z. The terms in brackets are the Hessian's alone. `torch.fun
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -113,27 +112,6 @@ def chain(
     layers, outputs = _run(module, params, inputs)
     gradient, curved = _of_outputs(outputs, targets, objective)
     return Chain(layers, curved, _above(layers, gradient))
-
-
-def gradients(
-    module: nn.Module,
-    params: dict[str, Tensor],
-    selected: tuple[str, ...],
-    inputs: Float[Tensor, " rows *shape"],
-    targets: Shaped[Tensor, " rows"],
-    value: Callable[[Tensor, Tensor], Tensor],
-) -> Float[Tensor, "rows p"]:
-    """The gradient of each row's `value(outputs, targets)`: outer products δ hᵀ, one backward pass for all rows."""
-    layers, outputs = _run(module, params, inputs)
-    with torch.enable_grad():
-        leaf = outputs.detach().requires_grad_(True)
-        gradient = torch.autograd.grad(value(leaf, targets).sum(), leaf)[0]
-    parts: Vectors = {}
-    for layer, above in zip(layers, _above(layers, gradient), strict=True):
-        delta = layer.after(above)
-        parts[f"{layer.name}.weight"] = (delta.unsqueeze(2) * layer.inputs.unsqueeze(1)).flatten(1)
-        parts[f"{layer.name}.bias"] = delta
-    return torch.cat([parts[name] for name in selected], dim=1)
 
 
 def _run(module: nn.Module, params: dict[str, Tensor], inputs: Float[Tensor, " rows *shape"]) -> tuple[tuple[Layer, ...], Tensor]:

@@ -3,46 +3,54 @@
 Everything an estimator needs and nothing else: no data set, no training, no configuration. The module is only ever run through
 `torch.func.functional_call`, in evaluation mode; it is never changed.
 
-Symbols: θ [P] the selected parameters (all of them, or the output layer's), n = n_train, λ = weight_decay,
-`J(θ) = (1/n) Σ_i ℓ_i(θ) + (λ/2)‖θ‖²`.
+Symbols: θ [P] the selected parameters (all of them, the output layer's, or those whose names match a pattern), n = n_train,
+λ = weight_decay, `J(θ) = (1/n) Σ_i ℓ_i(θ) + (λ/2)‖θ‖²`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from functools import cached_property
 
 import torch
-from jaxtyping import Float, Shaped
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
-from influx import layered
+from influx import gradients
+from influx.errors import InfluxError, nearest
+from influx.gradients import Layer, Pass, Rows, Value
 from influx.measurements import Measurement
 from influx.models.base import last_layer
 from influx.objectives import Objective
 from influx.stacking import blocks, bytes_per_row
 
+GIBIBYTE = 2**30
+AGREEMENT = 1e4  # times machine precision: rounding between two ways to the same gradient stays below, a missed use of a weight does not
+
 
 @dataclass(frozen=True)
 class Examples:
-    """Inputs and their targets, on the device and in the type of the computation."""
+    """Inputs and their targets, on the device and in the type of the computation; `index` is their place in the data set's own order."""
 
     inputs: Shaped[Tensor, " n *shape"]
     targets: Shaped[Tensor, " n"]
+    index: Int[Tensor, " n"] | None = None
 
     def __len__(self) -> int:
         return len(self.targets)
 
     def take(self, rows: slice | Tensor) -> Examples:
-        return Examples(self.inputs[rows], self.targets[rows])
+        return Examples(self.inputs[rows], self.targets[rows], None if self.index is None else self.index[rows])
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One trained model with its data; `select` narrows the parameters that count to the output layer's."""
+    """One trained model with its data; `select` narrows the parameters that count. `memory` is the most bytes that an estimator's arrays
+    should hold at once, beside the influence matrix itself."""
 
     module: nn.Module
     params: dict[str, Tensor]
@@ -53,14 +61,24 @@ class Problem:
     measurement: Measurement
     weight_decay: float
     selected: tuple[str, ...] = ()
+    memory: int = 2 * GIBIBYTE
 
     def __post_init__(self) -> None:
         if not self.selected:
             object.__setattr__(self, "selected", tuple(self.params))
 
     def select(self, which: str) -> Problem:
-        """`which` is "all" or "last_layer": the parameters that may move; the others stay where training left them."""
-        return replace(self, selected=tuple(self.params) if which == "all" else last_layer(self.module))
+        """The parameters that may move, the others staying where training left them: "all", "last_layer", or a pattern of their names
+        as in a shell (`*.weight`, `4.*`).
+
+        Raises:
+            InfluxError: no parameter has such a name.
+        """
+        return replace(self, selected=choose(which, self.module))
+
+    def at(self, params: dict[str, Tensor]) -> Problem:
+        """The same problem at other parameters, of a checkpoint or a step."""
+        return replace(self, params=params)
 
     @property
     def n_train(self) -> int:
@@ -79,6 +97,10 @@ class Problem:
     def theta(self) -> Float[Tensor, " p"]:
         return torch.cat([self.params[name].reshape(-1) for name in self.selected])
 
+    def empty(self) -> Float[Tensor, "n_train n_test"]:
+        """An influence matrix to be filled, in the computation's type and place."""
+        return self.theta.new_empty(self.n_train, self.n_test)
+
     def unflatten(self, theta: Float[Tensor, " p"]) -> dict[str, Tensor]:
         """The selected parameters by name, as views of a flat vector."""
         shapes = [self.params[name].shape for name in self.selected]
@@ -95,38 +117,165 @@ class Problem:
 
     def measure(self, theta: Float[Tensor, " p"], examples: Examples) -> Float[Tensor, " batch"]:
         """m_t(θ) of each test example, before any mean over the set."""
-        return self.measurement.value(self.outputs(theta, examples.inputs), examples.targets, self.objective)
+        return self.measured(self.outputs(theta, examples.inputs), examples.targets)
+
+    def measured(self, outputs: Float[Tensor, "batch out"], targets: Shaped[Tensor, " batch"]) -> Float[Tensor, " batch"]:
+        """m_t as a function of the model's outputs."""
+        return self.measurement.value(outputs, targets, self.objective)
+
+    def features(self, examples: Examples) -> Float[Tensor, "n features"]:
+        """What enters the output layer: the model's representation of each example. Cost: one forward pass."""
+        last = self.select("last_layer")
+        layers = gradients.find_layers(self.module, last.shapes)
+        if layers is None or layers[0].kind != "linear":
+            raise InfluxError("this model's output layer is not linear, so it has no representation to compare: use another method.")
+        weight_only = (replace(layers[0], bias=None),)
+        made = []
+        for rows in blocks(len(examples), 4 * self.bytes_per_row):
+            kept = gradients.forward(self.module, weight_only, self.state, examples.inputs[rows])
+            made.append(kept.inputs[0].flatten(1))
+        return torch.cat(made)
+
+    @property
+    def state(self) -> dict[str, Tensor]:
+        return {**self.params, **self.buffers}
+
+    @property
+    def shapes(self) -> dict[str, torch.Size]:
+        return {name: self.params[name].shape for name in self.selected}
 
     @cached_property
     def bytes_per_row(self) -> int:
         """Bytes of all layers' outputs for one example: what a forward pass of a row keeps."""
         return bytes_per_row(self.module, self.params, self.buffers, self.train.inputs)
 
+    @cached_property
+    def layers(self) -> tuple[Layer, ...] | None:
+        """The layers that the selected parameters are in, when each parameter is used by its own layer and nowhere else (compared with
+        autograd on two rows); None when gradients have to be taken of the module as a whole."""
+        found = gradients.find_layers(self.module, self.shapes)
+        if found is None:
+            return None
+        few = self.train.take(slice(0, 2))
+        kept = gradients.forward(self.module, found, self.state, few.inputs)
+        rows = kept.rows(gradients.slope(self.objective.loss, kept.outputs, few.targets))
+        by_layer = _flat(rows, self.theta.new_empty(len(few), self.n_params)).sum(0)
+        whole = grad(lambda theta: self.losses(theta, few).sum())(self.theta)
+        allowed = AGREEMENT * torch.finfo(whole.dtype).eps * whole.norm()
+        return found if bool((by_layer - whole).norm() <= allowed) else None
+
+    @cached_property
+    def matrix_layers(self) -> tuple[Layer, ...]:
+        """The layers, each a linear one or a convolution.
+
+        Raises:
+            InfluxError: a selected parameter is in none of those.
+        """
+        layers = self.layers
+        if layers is None or any(layer.kind == "norm" for layer in layers):
+            raise InfluxError(
+                f"this method works on linear and convolution layers, and {type(self.module).__name__} has parameters elsewhere (or uses "
+                "one twice): leave those out with method.params='<pattern of names>', or use method=cg."
+            )
+        return layers
+
+    def passes(self, examples: Examples, each: int = 0) -> Iterator[tuple[slice, Pass]]:
+        """Forward passes with all that backward passes need, in blocks of rows; `each` is how many more bytes a row keeps busy."""
+        layers = self.matrix_layers if self.layers is None else self.layers
+        number = self.train.inputs.element_size() * gradients.numbers_per_row(self.module, layers, self.state, examples.inputs)
+        for rows in blocks(len(examples), 2 * number + each):
+            yield rows, gradients.forward(self.module, layers, self.state, examples.inputs[rows])
+
+    def train_rows(self) -> Iterator[tuple[slice, list[Rows]]]:
+        """∇ℓ_i for every training example, a layer at a time and as factors where there are any, in blocks of rows."""
+        yield from self._rows(self.objective.loss, self.train)
+
+    def test_rows(self, columns: slice = slice(None)) -> list[Rows]:
+        """∇m_t for the test examples in `columns` (all), or their mean when the measurement is of the whole set, a layer at a time.
+
+        Memory: the factors for linear layers, n_test x P numbers for the others.
+        """
+        if not self.measurement.whole_set:
+            made = [rows for _, rows in self._rows(self.measured, self.test.take(columns))]
+            return [_join(parts) for parts in zip(*made, strict=True)]
+        mean = self.test_gradients()
+        layers = (whole_layer(self.n_params),) if self.layers is None else self.layers
+        return [Rows(layer, None, None, layer.gather(mean)) for layer in layers]
+
     def train_gradients(self) -> Iterator[tuple[slice, Float[Tensor, "batch p"]]]:
         """∇ℓ_i for every training example, in blocks of rows. Cost: one forward and backward pass an example."""
-        yield from self._gradients(self.objective.loss, self.train)
+        for rows, parts in self._rows(self.objective.loss, self.train):
+            yield rows, _flat(parts, self.theta.new_empty(rows.stop - rows.start, self.n_params))
 
-    def test_gradients(self) -> Float[Tensor, "n_test p"]:
-        """∇m_t for every test example, or its mean when the measurement is of the whole set. Memory: n_test x P numbers."""
+    def test_gradients(self, columns: slice = slice(None)) -> Float[Tensor, "n_test p"]:
+        """∇m_t for the test examples in `columns` (all), or their mean when the measurement is of the whole set.
 
-        def value(outputs: Tensor, targets: Tensor) -> Tensor:
-            return self.measurement.value(outputs, targets, self.objective)
-
-        made = (gradients for _, gradients in self._gradients(value, self.test))
+        Memory: n_test x P numbers.
+        """
         if self.measurement.whole_set:
-            return torch.stack([gradients.sum(0) for gradients in made]).sum(0, keepdim=True) / len(self.test)
-        return torch.cat(list(made))
+            total = torch.zeros_like(self.theta)
+            for rows, parts in self._rows(self.measured, self.test):
+                total += _flat(parts, self.theta.new_empty(rows.stop - rows.start, self.n_params)).sum(0)
+            return total.unsqueeze(0) / len(self.test)
+        examples = self.test.take(columns)
+        made = self.theta.new_empty(len(examples), self.n_params)
+        for rows, parts in self._rows(self.measured, examples):
+            _flat(parts, made[rows])
+        return made
 
-    def _gradients(self, value: Callable[[Tensor, Tensor], Tensor], examples: Examples) -> Iterator[tuple[slice, Float[Tensor, "batch p"]]]:
-        """Gradients of `value(outputs, targets)`, an example at a time: by layer products where the module allows, else by torch.func."""
+    def columns(self, copies: float) -> list[slice]:
+        """Slices of the test examples such that so many P-vectors for each stay within half of `memory`: a function of sizes alone."""
+        each = max(1, int(copies * self.theta.nbytes))
+        return blocks(self.n_test, each, self.memory // 2)
+
+    def _rows(self, value: Value, examples: Examples) -> Iterator[tuple[slice, list[Rows]]]:
+        if self.layers is None:
+            yield from self._traced(value, examples)
+            return
+        for rows, kept in self.passes(examples, 2 * self.theta.nbytes):
+            yield rows, kept.rows(gradients.slope(value, kept.outputs, examples.targets[rows]))
+
+    def _traced(self, value: Value, examples: Examples) -> Iterator[tuple[slice, list[Rows]]]:
+        """For any module: reverse mode through torch.func, vectorised over the rows."""
+        whole = whole_layer(self.n_params)
 
         def one(theta: Tensor, x: Tensor, y: Tensor) -> Tensor:
             return value(self.outputs(theta, x.unsqueeze(0)), y.unsqueeze(0)).squeeze(0)
 
-        chained = layered.fits(self.module)
         for rows in blocks(len(examples), 4 * self.bytes_per_row + 2 * self.theta.nbytes):
             block = examples.take(rows)
-            if chained:
-                yield rows, layered.gradients(self.module, self.params, self.selected, block.inputs, block.targets, value)
-            else:
-                yield rows, vmap(grad(one), in_dims=(None, 0, 0))(self.theta, block.inputs, block.targets)
+            made = vmap(grad(one), in_dims=(None, 0, 0))(self.theta, block.inputs, block.targets)
+            yield rows, [Rows(whole, None, None, made.unsqueeze(1))]
+
+
+def whole_layer(size: int) -> Layer:
+    """All selected parameters as one layer, for modules that are taken as a whole."""
+    return Layer("", "any", slice(0, size), None, 1)
+
+
+def choose(which: str, module: nn.Module) -> tuple[str, ...]:
+    """Names of the parameters that `Problem.select` means."""
+    names = tuple(name for name, _ in module.named_parameters())
+    if which == "all":
+        return names
+    if which == "last_layer":
+        return last_layer(module)
+    chosen = tuple(name for name in names if fnmatchcase(name, which))
+    if not chosen:
+        raise InfluxError(f"method.params={which} matches none of the parameters {', '.join(names)}.{nearest(which, names)}")
+    return chosen
+
+
+def _join(parts: tuple[Rows, ...]) -> Rows:
+    """Blocks of rows of one layer as one."""
+    layer = parts[0].layer
+    if parts[0].inputs is None:
+        return Rows(layer, None, None, torch.cat([part.matrices for part in parts]))
+    inputs, deltas = ([getattr(part, name) for part in parts] for name in ("inputs", "deltas"))
+    return Rows(layer, torch.cat(inputs), torch.cat(deltas))
+
+
+def _flat(parts: list[Rows], out: Float[Tensor, "rows p"]) -> Float[Tensor, "rows p"]:
+    for part in parts:
+        part.write(out)
+    return out
