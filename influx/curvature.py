@@ -1,9 +1,11 @@
-"""Curvature of the training objective as a matrix that is only multiplied with: Hessian or generalised Gauss-Newton (GGN), damped.
+"""Curvature of the training objective as a matrix that is only multiplied with: Hessian, generalised Gauss-Newton (GGN) or Fisher, damped.
 
 With `f_i` the outputs and `ℓ_i` the loss of example i (n of them), λ the weight decay and δ the damping:
 
 * Hessian  `A = (1/n) Σ_i ∇²ℓ_i + (λ + δ) I`, of the objective itself;
-* GGN      `A = (1/n) Σ_i J_iᵀ (∇²_f ℓ_i) J_i + (λ + δ) I`, positive semi-definite before the shift for a loss convex in its outputs.
+* GGN      `A = (1/n) Σ_i J_iᵀ (∇²_f ℓ_i) J_i + (λ + δ) I`, positive semi-definite before the shift for a loss convex in its outputs;
+* Fisher   `A = (1/n) Σ_i ∇ℓ_i ∇ℓ_iᵀ + (λ + δ) I`, the empirical one, with the labels of the data. (With labels drawn from the model it is
+  the GGN in expectation, for cross-entropy and squared error; Kunstner et al. 2019 on the difference.)
 
 The weight decay belongs to the objective, so it is always inside (Koh & Liang 2017; Bae et al. 2022).
 """
@@ -11,7 +13,7 @@ The weight decay belongs to the objective, so it is always inside (Koh & Liang 2
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -21,9 +23,15 @@ from torch.func import grad, jvp, vjp, vmap
 
 from influx.layered import chain, fits
 from influx.problem import Examples, Problem
+from influx.seeding import torch_generator
 from influx.stacking import blocks
 
 Product = Callable[[Tensor], Tensor]  # [p, m] -> [p, m]
+
+
+AUTO_SHARE = 0.1  # of the mean eigenvalue: the damping "auto" (Grosse et al. 2023, section 5)
+PROBES = 64  # random vectors behind a mean eigenvalue
+HELD = 0.25  # share of the memory that a Fisher matrix's gradients may fill between products
 
 
 @dataclass(frozen=True)
@@ -32,31 +40,46 @@ class Curvature:
 
     Args:
         problem: the fitted problem; its parameters are where the curvature is taken.
-        kind: "hessian" or "ggn".
-        damping: δ ≥ 0, in the curvature's unit (loss per squared parameter).
+        kind: "hessian", "ggn" or "fisher".
+        damping: δ ≥ 0, in the curvature's unit (loss per squared parameter), or "auto": 0.1 x the mean eigenvalue of C.
     """
 
     problem: Problem
     kind: str
-    damping: float
+    damping: float | str
 
     @property
     def size(self) -> int:
         return self.problem.n_params
 
+    @cached_property
+    def delta(self) -> float:
+        """δ as a number."""
+        return AUTO_SHARE * abs(self.mean_eigenvalue) if self.damping == "auto" else float(self.damping)
+
+    @cached_property
+    def mean_eigenvalue(self) -> float:
+        """tr(C)/P, by random signs (Hutchinson 1990): relative error about √(2/(64 x effective rank)). Cost: 64 products."""
+        signs = torch.randint(2, (self.size, PROBES), generator=torch_generator(0, "trace")).to(self.problem.theta) * 2 - 1
+        return ((signs * self._data(signs)).sum() / (PROBES * self.size)).item()
+
     @property
     def shift(self) -> float:
         """λ + δ, what is added to the diagonal of the data part."""
-        return self.problem.weight_decay + self.damping
+        return self.problem.weight_decay + self.delta
 
     def matmat(self, vectors: Float[Tensor, "p m"], rows: Tensor | None = None) -> Float[Tensor, "p m"]:
         """`A V`, all vectors at once; over a batch of training `rows` only, the data part is that batch's mean.
 
         Cost: about three (GGN) or four (Hessian) forward-backward passes over the rows for each vector.
         """
+        return self.shift * vectors + self._data(vectors, rows)
+
+    def _data(self, vectors: Float[Tensor, "p m"], rows: Tensor | None = None) -> Float[Tensor, "p m"]:
+        """C V."""
         examples = self.problem.train if rows is None else self.problem.train.take(rows)
         products = self._full if rows is None else self._linearise(examples)
-        result = self.shift * vectors
+        result = torch.zeros_like(vectors)
         for size, product in products:
             for columns in blocks(vectors.shape[1], 12 * size * self.problem.bytes_per_row):
                 result[:, columns] += product(vectors[:, columns]) / len(examples)
@@ -68,6 +91,8 @@ class Curvature:
 
     def _linearise(self, examples: Examples) -> list[tuple[int, Product]]:
         """Blocks of rows, each with its size and V ↦ (Σ_rows C_i) V."""
+        if self.kind == "fisher":
+            return self._gradients(examples)
         cut = blocks(len(examples), 12 * self.problem.bytes_per_row)
         make = self._layered if fits(self.problem.module) else self._traced
         return [(rows.stop - rows.start, make(examples.take(rows))) for rows in cut]
@@ -76,6 +101,20 @@ class Curvature:
         """The whole matrix, symmetrised: P products. Memory: P² numbers."""
         matrix = self.matmat(torch.eye(self.size, dtype=self.problem.theta.dtype, device=self.problem.theta.device).T)
         return 0.5 * (matrix + matrix.T)
+
+    def _gradients(self, examples: Examples) -> list[tuple[int, Product]]:
+        """V ↦ Gᵀ(G V) with the gradients G of a block, kept when all of them fit, else made anew for each product."""
+        part = replace(self.problem, train=examples)
+        keep = len(examples) * self.problem.theta.nbytes <= HELD * self.problem.memory
+        kept = [made for _, made in part.train_gradients()] if keep else None
+
+        def product(vectors: Float[Tensor, "p m"]) -> Float[Tensor, "p m"]:
+            total = torch.zeros_like(vectors)
+            for gradients in kept if kept is not None else (made for _, made in part.train_gradients()):
+                total += gradients.T @ (gradients @ vectors)
+            return total
+
+        return [(len(examples), product)]
 
     def _layered(self, examples: Examples) -> Product:
         """For plain chains of layers: hand-written, one matrix product a layer for all vectors."""

@@ -6,8 +6,9 @@ It is what a worker process gets: everything that determines a trained model, ap
 from __future__ import annotations
 
 import hashlib
+import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
@@ -19,21 +20,26 @@ from torch import Tensor, nn
 
 from influx import stacking
 from influx.datasets import Data
+from influx.errors import InfluxError
 from influx.instantiate import describe
 from influx.measurements import Measurement
 from influx.models import Model, build
 from influx.models.base import Shape, last_layer
 from influx.objectives import Objective
-from influx.problem import Examples, Problem
+from influx.problem import GIBIBYTE, Examples, Problem
 from influx.stacking import Stack, stack, unstack
 from influx.store import Store
 from influx.training import Fit, Task, Training
-from influx.trajectory import Trajectory
+from influx.training.first_order import FirstOrder
+from influx.trajectory import Snapshot, Step, Trajectory
 
 ENGINE = (  # what turns a key into numbers, beside the objects that the key describes
     "curvature.py", "experiment.py", "gradients.py", "layered.py", "measurements.py", "models", "objectives.py", "problem.py", "seeding.py",
     "shards.py", "stacking.py", "training",
 )  # fmt: skip
+
+RANDOM = (nn.modules.dropout._DropoutNd, nn.RReLU)  # layers that draw while training
+SNAPSHOT_BYTES = 2**28  # of all snapshots of a training together; larger models keep fewer
 
 HISTORY = ("epoch", "loss", "objective", "accuracy", "gradient_norm")  # columns of a training's record
 
@@ -56,7 +62,7 @@ class Trained:
     history: list[dict[str, float]]
     seconds: float
     reused: bool = False
-    trajectory: Trajectory | None = None
+    snapshots: tuple[Snapshot, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -101,7 +107,7 @@ class Experiment:
     def trainable(self, which: str, module: nn.Module) -> tuple[str, ...]:
         return tuple(name for name, _ in module.named_parameters()) if which == "all" else last_layer(module)
 
-    def task(self, seed: int, weights: Float[Tensor, "k n"], *, order: int | None = None, record: bool = False) -> Task:
+    def task(self, seed: int, weights: Float[Tensor, "k n"], *, order: int | None = None, keep: tuple[int, ...] = ()) -> Task:
         """K copies of the seed's initial model with their example weights, every parameter trainable; `order` is the batch order's seed
         when it is another."""
         module = self.module(seed)
@@ -109,7 +115,7 @@ class Experiment:
         buffers = stack(dict(module.named_buffers()), len(weights))
         trainable = self.trainable("all", module)
         order = seed if order is None else order
-        return Task(module, params, buffers, self.train_examples, weights, self.objective, trainable, order, None, record)
+        return Task(module, params, buffers, self.train_examples, weights, self.objective, trainable, order, None, keep)
 
     @property
     def about(self) -> str:
@@ -135,28 +141,80 @@ class Experiment:
             **more,
         }
 
-    def train(self, seed: int, store: Store, *, order: int | None = None, record: bool = False) -> Trained:
-        """The model trained on all examples; taken from the store when it is there (never when its trajectory is wanted)."""
+    def train(self, seed: int, store: Store, *, order: int | None = None, checkpoints: int = 1) -> Trained:
+        """The model trained on all examples; taken from the store when it is there. `checkpoints` places along training are kept beside it,
+        the last of them the model itself."""
         fresh: list[Trained] = []
+        marks = self._marks(checkpoints)
 
         def work() -> dict[str, Tensor]:
             begun = time.perf_counter()
-            trained = self._fit(seed, order, record)
-            fresh.append(replace(trained, seconds=time.perf_counter() - begun))
+            trained = self._fit(seed, order, marks)
+            fresh.append(replace(trained, seconds=time.perf_counter() - begun, snapshots=()))
+            if marks:
+                store.save("snapshots", self._along(seed, order, marks), _snapshots_to_store(trained.snapshots), about)
             return _to_store(fresh[0])
 
         key, about = self.key(seed, order=order), f"{self.about}, seed {seed}"
-        if record:
-            store.save("model", key, work(), about)
-            return fresh[0]
         found, _ = store.fetch("model", key, work, about)
         return fresh[0] if fresh else self._ordered(_from_store(found))
 
-    def _fit(self, seed: int, order: int | None, record: bool) -> Trained:
+    def trajectory(
+        self, seed: int, store: Store, trained: Trained, limit: int, *, order: int | None = None, checkpoints: int = 1
+    ) -> Trajectory:
+        """How `trained` came about; what the store does not hold is trained again.
+
+        Raises:
+            InfluxError: this training keeps no steps, or they cannot be repeated.
+        """
+        self.check_trajectory()
+        training: FirstOrder = self.training  # type: ignore[assignment]
+        marks = self._marks(checkpoints)
+        task = self._task(seed, order, marks)
+        along: tuple[Snapshot, ...] = ()
+        if marks:
+            key, about = self._along(seed, order, marks), f"{self.about}, seed {seed}"
+            stored, _ = store.fetch("snapshots", key, lambda: _snapshots_to_store(self._fit(seed, order, marks).snapshots), about)
+            along = _snapshots_from_store(stored, trained.params, marks)
+        start = training.initial(task).kept()
+        rates = training.rates(self.data.n_train)
+
+        def replay(snapshot: Snapshot, stop: int) -> Iterator[Step]:
+            return training.replay(task, snapshot, stop)
+
+        return Trajectory((start, *along), rates, trained.params, replay, limit, training.descent)
+
+    def check_trajectory(self) -> None:
+        """Raise `InfluxError` when the training run cannot be followed step by step."""
+        if not isinstance(self.training, FirstOrder):
+            raise InfluxError(
+                f"this method follows the training run step by step, and {type(self.training).__name__} keeps no such record: "
+                "use training=sgd, adam or adamw."
+            )
+        module = self.module(0)
+        if any(isinstance(part, RANDOM) for part in module.modules()) or stacking.mixes_rows(module):
+            raise InfluxError(
+                f"this method follows the training run step by step, and {type(self.model).__name__} has dropout or batch statistics, "
+                "which no record of the parameters repeats: use a model without them."
+            )
+
+    def _marks(self, checkpoints: int) -> tuple[int, ...]:
+        if not isinstance(self.training, FirstOrder) or checkpoints < 2:
+            return ()
+        each = 3 * sum(value.nbytes for value in self.module(0).to(self.data.train_inputs.dtype).parameters())  # two moments at most
+        return self.training.marks(self.data.n_train, min(checkpoints, 1 + SNAPSHOT_BYTES // each))
+
+    def _along(self, seed: int, order: int | None, marks: tuple[int, ...]) -> dict[str, Any]:
+        return self.key(seed, order=order, snapshots=list(marks))
+
+    def _task(self, seed: int, order: int | None, keep: tuple[int, ...]) -> Task:
         ones = torch.ones(1, self.data.n_train, dtype=self.data.train_inputs.dtype, device=self.data.train_inputs.device)
-        fit: Fit = self.training.fit(self.task(seed, ones, order=order, record=record))
+        return self.task(seed, ones, order=order, keep=keep)
+
+    def _fit(self, seed: int, order: int | None, keep: tuple[int, ...]) -> Trained:
+        fit: Fit = self.training.fit(self._task(seed, order, keep))
         params, buffers = unstack(fit.params, 0), unstack(fit.buffers, 0)
-        return Trained(params, buffers, fit.history[-1]["gradient_norm"], fit.history, 0.0, False, fit.trajectory)
+        return Trained(params, buffers, fit.history[-1]["gradient_norm"], fit.history, 0.0, False, fit.snapshots)
 
     def _ordered(self, trained: Trained) -> Trained:
         """Names in the module's own order, tensors on the experiment's device: the file keeps neither."""
@@ -165,12 +223,18 @@ class Experiment:
         buffers = {name: trained.buffers[name].to(device) for name, _ in module.named_buffers()}
         return replace(trained, params=params, buffers=buffers)
 
-    def problem(self, trained: Trained, seed: int) -> Problem:
-        """The fitted problem that estimators work on."""
+    def problem(self, trained: Trained, seed: int, memory: int = 2 * GIBIBYTE) -> Problem:
+        """The fitted problem that estimators work on, in so many bytes."""
         return Problem(
             self.module(seed), trained.params, trained.buffers, self.train_examples, self.test_examples,
-            self.objective, self.measurement, self.training.weight_decay,
+            self.objective, self.measurement, self.training.weight_decay, (), memory,
         )  # fmt: skip
+
+    def untrained(self, seed: int, memory: int = 2 * GIBIBYTE) -> Problem:
+        """The problem before training: what a method's needs can be checked against."""
+        module = self.module(seed)
+        start = {name: value.detach() for name, value in module.named_parameters()}
+        return self.problem(Trained(start, dict(module.named_buffers()), math.nan, [], 0.0), seed, memory)
 
     def measure(self, module: nn.Module, params: Stack, buffers: Stack) -> Float[Tensor, "k n_test"]:
         """The measurement of K models on every test example (or on the whole set: one column)."""
@@ -195,6 +259,26 @@ def _to_store(trained: Trained) -> dict[str, Tensor]:
         "gradient_norm": torch.tensor(trained.gradient_norm, dtype=torch.float64),
         "seconds": torch.tensor(trained.seconds, dtype=torch.float64),
     }
+
+
+def _snapshots_to_store(snapshots: tuple[Snapshot, ...]) -> dict[str, Tensor]:
+    return {
+        f"{kind}/{snapshot.step}/{name}": value
+        for snapshot in snapshots
+        for kind, named in (("params", snapshot.params), ("memory", {str(at): part for at, part in enumerate(snapshot.memory)}))
+        for name, value in named.items()
+    }
+
+
+def _snapshots_from_store(tensors: Mapping[str, Tensor], like: dict[str, Tensor], marks: tuple[int, ...]) -> tuple[Snapshot, ...]:
+    """In the order and on the device of the parameters `like`."""
+    device = next(iter(like.values())).device
+    found = []
+    for step in marks:
+        parts = sum(name.startswith(f"memory/{step}/") for name in tensors)
+        memory = tuple(tensors[f"memory/{step}/{at}"].to(device) for at in range(parts))
+        found.append(Snapshot(step, {name: tensors[f"params/{step}/{name}"].to(device) for name in like}, memory))
+    return tuple(found)
 
 
 def _from_store(tensors: Mapping[str, Tensor]) -> Trained:

@@ -115,7 +115,7 @@ class Rows:
 
 @dataclass(frozen=True)
 class Pass:
-    """One forward pass of a block of rows with what a backward pass needs; `inputs` are those of each layer, ones beside them for a bias."""
+    """One forward pass of a block of rows with what a backward pass needs; `inputs` are each layer's, with ones for a bias."""
 
     layers: tuple[Layer, ...]
     outputs: Float[Tensor, "rows out"]

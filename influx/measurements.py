@@ -19,9 +19,11 @@ from influx.objectives import Objective, log_odds
 
 @dataclass(frozen=True)
 class Measurement(ABC):
-    """One scalar per test example; a whole-set measurement is its mean over the test set."""
+    """One scalar per test example; a whole-set measurement is its mean over the test set. `lower_is_better` gives similarity scores,
+    which know helpful from harmful but not the measurement, their sign."""
 
     unit: ClassVar[str]
+    lower_is_better: ClassVar[bool]
     whole_set: ClassVar[bool] = False
 
     @abstractmethod
@@ -36,6 +38,7 @@ class Loss(Measurement):
     """The training objective's loss at the test example (no regulariser)."""
 
     unit: ClassVar[str] = "loss"
+    lower_is_better: ClassVar[bool] = True
 
     def value(
         self, outputs: Float[Tensor, " *k batch out"], targets: Shaped[Tensor, " batch"], objective: Objective
@@ -55,6 +58,7 @@ class Margin(Measurement):
     """Correct-class margin: the label's log-odds `z_y − logsumexp_{j≠y} z_j`, in nats (Park et al. 2023, TRAK, section 3.3)."""
 
     unit: ClassVar[str] = "log-odds"
+    lower_is_better: ClassVar[bool] = False
 
     def value(
         self, outputs: Float[Tensor, " *k batch out"], targets: Int[Tensor, " batch"], objective: Objective
@@ -69,6 +73,7 @@ class LogProbability(Measurement):
     """Log-likelihood of the test target, up to a constant: minus the loss, in nats."""
 
     unit: ClassVar[str] = "log-probability"
+    lower_is_better: ClassVar[bool] = False
 
     def value(
         self, outputs: Float[Tensor, " *k batch out"], targets: Shaped[Tensor, " batch"], objective: Objective

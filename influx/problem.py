@@ -150,6 +150,15 @@ class Problem:
         return bytes_per_row(self.module, self.params, self.buffers, self.train.inputs)
 
     @cached_property
+    def flops_per_row(self) -> float:
+        """Multiplications and additions of one example's forward pass through the layers that the selected parameters are in."""
+        if self.layers is None:
+            return 2.0 * self.n_params
+        with torch.no_grad():
+            one = gradients.forward(self.module, self.layers, self.state, self.train.inputs[:1])
+        return sum(2.0 * layer.size * h.shape[1] for layer, h in zip(self.layers, one.inputs, strict=True))
+
+    @cached_property
     def layers(self) -> tuple[Layer, ...] | None:
         """The layers that the selected parameters are in, when each parameter is used by its own layer and nowhere else (compared with
         autograd on two rows); None when gradients have to be taken of the module as a whole."""
@@ -206,6 +215,13 @@ class Problem:
         """∇ℓ_i for every training example, in blocks of rows. Cost: one forward and backward pass an example."""
         for rows, parts in self._rows(self.objective.loss, self.train):
             yield rows, _flat(parts, self.theta.new_empty(rows.stop - rows.start, self.n_params))
+
+    def loss_gradients(self, examples: Examples) -> Float[Tensor, "n p"]:
+        """∇ℓ of any examples, all at once. Memory: n x P numbers."""
+        made = self.theta.new_empty(len(examples), self.n_params)
+        for rows, parts in self._rows(self.objective.loss, examples):
+            _flat(parts, made[rows])
+        return made
 
     def test_gradients(self, columns: slice = slice(None)) -> Float[Tensor, "n_test p"]:
         """∇m_t for the test examples in `columns` (all), or their mean when the measurement is of the whole set.

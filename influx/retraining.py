@@ -24,14 +24,12 @@ from influx.errors import AccuracyWarning, InfluxError
 from influx.experiment import Experiment, Trained
 from influx.progress import progress
 from influx.removals import Removals
-from influx.shards import KIND, Draw, Recipe, Shard, finished
+from influx.shards import KIND, Draw, Recipe, Shard, finished, stack_size
 from influx.store import Store
 from influx.training.first_order import FirstOrder
 from influx.training.second_order import Newton
 from influx.workers import check as check_backend
 
-STACK_BYTES = 12 * 2**20  # aim for what one stack keeps busy: parameters, the optimiser's memory, one batch's layer outputs
-FEWEST = 8  # models in a stack when the size is chosen
 TRIAL_MODELS = 16  # of a trial that cannot be shortened in any other way
 
 
@@ -224,7 +222,7 @@ class Retraining:
         return [Shard(self.recipe, experiment, part, draw, base, plan.side_by_side) for draw, base in draws for part in parts]
 
     def _parts(self, experiment: Experiment, sets: Removals) -> list[Removals]:
-        return sets.batches(self.models_at_once or _stack_size(experiment))
+        return sets.batches(self.models_at_once or stack_size(experiment))
 
     def plan(self, experiment: Experiment, base: Trained, sets: Removals, seed: int, store: Store) -> Plan:
         """How to train the shards, from a trial of one; kept in the store and used again."""
@@ -290,14 +288,6 @@ class Retraining:
         moved, drift = found["moved"].item(), found["values"].double().cpu().numpy() - _measured(experiment, base)
         size = np.abs(drift)
         return Control(moved, float(size.max()), float(drift.mean()), float(np.median(size)), in_stacks)
-
-
-def _stack_size(experiment: Experiment) -> int:
-    module, inputs = experiment.module(0), experiment.data.train_inputs
-    params = {name: value.detach() for name, value in module.named_parameters()}
-    row = stacking.bytes_per_row(module, params, dict(module.named_buffers()), inputs)
-    size = sum(value.numel() for value in params.values()) * inputs.element_size()
-    return int(np.clip(STACK_BYTES // experiment.training.memory(size, row, len(inputs)), FEWEST, experiment.training.most_at_once))
 
 
 def _trial(shard: Shard, base: Trained) -> float:

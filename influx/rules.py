@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from influx import memory
 from influx.errors import InfluxError, nearest
 
 
@@ -65,7 +66,21 @@ def list_of(rule: Rule) -> Rule:
     return Rule(f"a list, each item {rule.wanted}", lambda v: isinstance(v, list | tuple) and all(map(rule.accepts, v)))
 
 
+def _is_size(value: Any) -> bool:
+    try:
+        memory.parse(value)
+    except ValueError:
+        return False
+    return isinstance(value, str | int) and not isinstance(value, bool)
+
+
+def _is_selection(value: Any) -> bool:
+    return isinstance(value, str) and (value in ("all", "last_layer") or any(sign in value for sign in "*?[."))
+
+
 FLAG = Rule("true or false", lambda v: isinstance(v, bool))
+SIZE = Rule("a size of at least 1MiB, such as 2GiB or 500MB", _is_size)
+PARAMS = Rule("all, last_layer, or a pattern of parameter names such as '*.weight'", _is_selection, ("all", "last_layer"))
 TEXT = Rule("a text", lambda v: isinstance(v, str) and v != "")
 INDEX = list_of(whole(0)).or_null()
 
@@ -76,6 +91,9 @@ RULES: dict[str, Rule] = {
     "device": choice("auto", "cpu", "cuda"),
     "threads": whole(1).or_word("auto"),
     "top_k": whole(1),
+    "memory": SIZE,
+    "checkpoints": whole(1),
+    "path": TEXT.or_null(),
     "loo": FLAG,
     "truth": choice("loo", "subset", "group"),
     "resamples": whole(10),
@@ -113,9 +131,9 @@ RULES: dict[str, Rule] = {
     "training.schedule": choice("constant", "linear", "cosine", "step"),
     "training.tolerance": number(above=0),
     "training.max_iterations": whole(1),
-    "method.damping": number(at_least=0),
-    "method.curvature": choice("hessian", "ggn"),
-    "method.params": choice("all", "last_layer"),
+    "method.damping": number(at_least=0).or_word("auto"),
+    "method.curvature": choice("hessian", "ggn", "fisher"),
+    "method.params": PARAMS,
     "method.solver.tolerance": number(above=0),
     "method.solver.max_iterations": whole(1),
     "method.solver.depth": whole(1),
@@ -163,11 +181,11 @@ def check_config(config: Mapping[str, Any], prefix: str = "") -> None:
 
 
 GROUPS = ("store", "dataset", "model", "training", "objective", "measurement", "method", "retraining")
-SHARED = ("seed", "dtype", "device", "threads", *GROUPS[:6])
+SHARED = ("seed", "dtype", "device", "threads", "checkpoints", *GROUPS[:6])
 NEEDED = {
     "train": SHARED,
-    "estimate": (*SHARED, "method", "top_k"),
-    "validate": (*SHARED, "method", "top_k", "retraining", "loo", "truth", "resamples"),
+    "estimate": (*SHARED, "method", "memory", "top_k"),
+    "validate": (*SHARED, "method", "memory", "top_k", "retraining", "loo", "truth", "resamples"),
 }
 
 

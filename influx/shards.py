@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -22,6 +23,8 @@ from influx.store import Claim, Store, digest
 from influx.training import Task, Training
 from influx.workers import in_parallel
 
+STACK_BYTES = 12 * 2**20  # aim for what one stack keeps busy: parameters, the optimiser's memory, one batch's layer outputs
+FEWEST = 8  # models in a stack when the size is chosen
 KIND = "retrained"  # the store's word for a stack's measurements
 
 
@@ -94,6 +97,15 @@ class Shard:
         task = self.task()
         fit = self.training.fit(task)
         return self.experiment.measure(task.module, fit.params, fit.buffers).cpu()
+
+
+def stack_size(experiment: Experiment) -> int:
+    """How many models share a stack: a function of sizes alone."""
+    module, inputs = experiment.module(0), experiment.data.train_inputs
+    params = {name: value.detach() for name, value in module.named_parameters()}
+    row = stacking.bytes_per_row(module, params, dict(module.named_buffers()), inputs)
+    size = sum(value.numel() for value in params.values()) * inputs.element_size()
+    return int(np.clip(STACK_BYTES // experiment.training.memory(size, row, len(inputs)), FEWEST, experiment.training.most_at_once))
 
 
 def finished(

@@ -96,6 +96,6 @@ def bytes_per_row(module: nn.Module, params: dict[str, Tensor], buffers: dict[st
 
 
 def blocks(n: int, bytes_each: int, limit: int | None = None) -> list[slice]:
-    """Slices of `range(n)` whose temporaries stay near `limit` (`BLOCK_BYTES`). The cut depends on sizes only, never on the moment's free memory."""
+    """Slices of `range(n)` whose temporaries stay near `limit` (`BLOCK_BYTES`), a function of sizes only, never of the moment's memory."""
     size = max(1, (limit or BLOCK_BYTES) // max(1, bytes_each))
     return [slice(start, min(start + size, n)) for start in range(0, n, size)]

@@ -9,8 +9,9 @@ from typing import Any, ClassVar
 from jaxtyping import Float
 from torch import Tensor
 
+from influx.cost import Cost
 from influx.problem import Problem
-from influx.trajectory import Trajectory
+from influx.record import Record
 
 
 @dataclass(frozen=True)
@@ -18,26 +19,38 @@ class Estimate:
     """What an estimator returns.
 
     `influence[i, t]` predicts `m_t(θ trained without i) − m_t(θ trained on all)` in the measurement's unit; `solves` has one row a
-    linear solve (iterations, residual, converged, damping, ...), empty for methods that solve nothing.
+    linear solve (iterations, residual, converged, damping, ...), empty for methods that solve nothing; `facts` are numbers worth knowing
+    that belong to no solve (the approximation error of a hypergradient, an effective rank).
     """
 
     influence: Float[Tensor, "n_train n_test"]
     solves: list[dict[str, Any]] = field(default_factory=list)
+    facts: dict[str, float] = field(default_factory=dict)
 
 
 class Estimator(ABC):
     """Options only; the work happens in `estimate`.
 
-    A method that is right only up to a factor sets `calibrated = False`: slope and RMSE are then not reported. One that needs the
-    recorded training run sets `needs_trajectory = True`; the command line checks that the chosen training can record one before it
-    trains. `params` is "all" or "last_layer", the parameters that the method lets move; `largest` is how many of them it can take.
+    A method that is right only up to a factor sets `calibrated = False`: slope and RMSE are then not reported. One that follows the
+    training run sets `needs_trajectory = True`, one that trains with masks of its own `needs_masked_training = True`; the command line
+    checks that the chosen training allows it before anything is trained. `params` is "all", "last_layer" or a pattern of names: the
+    parameters that the method lets move.
     """
 
     calibrated: ClassVar[bool] = True
     needs_trajectory: ClassVar[bool] = False
+    needs_masked_training: ClassVar[bool] = False
     params: str = "all"
-    largest: int | None = None
 
     @abstractmethod
-    def estimate(self, problem: Problem, trajectory: Trajectory | None, seed: int) -> Estimate:
+    def plan(self, problem: Problem, record: Record) -> Cost:
+        """What `estimate` will take; called before training as well, on a problem with its initial parameters.
+
+        Raises:
+            InfluxError: the method cannot take this problem (a layer of an unknown kind, too little memory, ...); the message says what
+                to do.
+        """
+
+    @abstractmethod
+    def estimate(self, problem: Problem, record: Record, seed: int) -> Estimate:
         """All training on all test examples. `seed` feeds whatever the method draws; the same seed gives the same bytes."""

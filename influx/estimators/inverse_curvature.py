@@ -11,15 +11,19 @@ With the GGN in place of the Hessian it predicts the proximal Bregman response i
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
-import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from influx import rules
+from influx.cost import Cost
 from influx.curvature import Curvature
+from influx.errors import InfluxError
 from influx.estimators.base import Estimate, Estimator
 from influx.problem import Problem
+from influx.record import Record
 from influx.solvers.base import Solution, Solver
-from influx.trajectory import Trajectory
 
 
 @dataclass(frozen=True)
@@ -27,39 +31,61 @@ class InverseCurvature(Estimator):
     """gradients x inverse(curvature, damping, solver).
 
     Args:
-        solver: how `A⁻¹` is applied, to all test gradients at once.
-        curvature: "hessian", or "ggn", which is never indefinite.
-        damping: δ ≥ 0, added to the diagonal beside λ.
-        params: "all", or "last_layer": the parameters that may move.
+        solver: how `A⁻¹` is applied, to as many test gradients at once as memory allows.
+        curvature: "hessian"; "ggn", which is never indefinite; or "fisher", the empirical one.
+        damping: δ ≥ 0, added to the diagonal beside λ; "auto" is 0.1 x the mean eigenvalue of the curvature (of each layer's, for
+            solvers that work a layer at a time).
+        params: "all", "last_layer", or a pattern of names: the parameters that may move.
 
-    Cost: one solve with n_test right-hand sides and one gradient a training example. Memory: about 3 P x n_test numbers, the solver's
-    own, and one block of per-example gradients.
+    Cost: solves with n_test right-hand sides and one gradient a training example. Memory: `solver.copies` x P numbers for each test
+    example of a block, the solver's own, and one block of per-example gradients.
     """
 
     solver: Solver
     curvature: str = "ggn"
-    damping: float = 0.0
+    damping: float | str = 0.0
     params: str = "all"
 
     def __post_init__(self) -> None:
         rules.check_fields("method", self)
 
-    @property
-    def largest(self) -> int | None:  # type: ignore[override]
-        return self.solver.largest
+    def plan(self, problem: Problem, record: Record) -> Cost:
+        return inverse_cost(self, problem.select(self.params))
 
-    def estimate(self, problem: Problem, trajectory: Trajectory | None, seed: int) -> Estimate:
+    def estimate(self, problem: Problem, record: Record, seed: int) -> Estimate:
         problem = problem.select(self.params)
         curvature = Curvature(problem, self.curvature, self.damping)
-        solution = self.solver.solve(curvature, problem.test_gradients().T, seed)
-        influence = torch.empty(problem.n_train, problem.n_test, dtype=problem.theta.dtype, device=problem.theta.device)
-        for rows, gradients in problem.train_gradients():
-            torch.matmul(gradients, solution.x, out=influence[rows])
-        return Estimate(influence / problem.n_train, _account(solution))
+        influence = problem.empty()
+        solves: list[dict[str, Any]] = []
+        for columns in problem.columns(self.solver.copies):
+            solution = self.solver.solve(curvature, problem.test_gradients(columns).T, seed)
+            solves += account(solution)
+            for rows, gradients in problem.train_gradients():
+                influence[rows, columns] = gradients @ solution.x
+        return Estimate(influence / problem.n_train, solves)
 
 
-def _account(solution: Solution) -> list[dict[str, object]]:
-    columns = zip(solution.iterations.tolist(), solution.residual.tolist(), solution.converged.tolist(), strict=True)
+def inverse_cost(method: InverseCurvature, problem: Problem, columns: int | None = None) -> Cost:
+    """What the solves for so many right-hand sides (n_test) and their products with all training gradients take.
+
+    Raises:
+        InfluxError: the solver cannot invert this curvature, or cannot take this problem.
+    """
+    solver, m = method.solver, problem.n_test if columns is None else columns
+    if method.curvature not in solver.kinds:
+        raise InfluxError(
+            f"{type(solver).__name__} inverts {' or '.join(solver.kinds)}, not {method.curvature}: set method.curvature={solver.kinds[0]}."
+        )
+    block = problem.columns(solver.copies)[0]
+    own = solver.work(problem, m)
+    held = solver.copies * problem.theta.nbytes * (block.stop - block.start)
+    every = Cost(gradients=problem.n_train + m, flops=2.0 * problem.n_train * m * problem.n_params, nbytes=held + own.nbytes)
+    return every + own
+
+
+def account(solution: Solution) -> list[dict[str, Any]]:
+    """A row of `diagnostics.csv` for each right-hand side."""
+    columns: tuple[Float[Tensor, " m"], ...] = (solution.iterations, solution.residual, solution.converged)
     return [
         {
             "iterations": iterations,
@@ -68,5 +94,5 @@ def _account(solution: Solution) -> list[dict[str, object]]:
             "damping": solution.effective_damping,
             "smallest_eigenvalue": solution.smallest_eigenvalue,
         }
-        for iterations, residual, converged in columns
+        for iterations, residual, converged in zip(*(column.tolist() for column in columns), strict=True)
     ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -11,10 +11,12 @@ import pandas as pd
 import torch
 from jaxtyping import Float, Int
 
-from influx.errors import InfluxError, NumericalError
+from influx import memory
+from influx.errors import NumericalError
 from influx.estimators import Estimate, Estimator
 from influx.experiment import Trained
 from influx.instantiate import build
+from influx.pipelines.cost import forecast, said
 from influx.pipelines.exhibits import SHOWN_IMAGES, SHOWN_ROWS, gallery, top_table
 from influx.pipelines.session import Session
 from influx.pipelines.train import train
@@ -38,40 +40,41 @@ class Estimated:
 
 
 def prepare(session: Session) -> Estimator:
-    """The estimator, with its needs checked against what the run can give.
+    """The estimator, with its needs checked against what the run can give: nothing is trained by then.
 
     Raises:
-        InfluxError: the method needs a training record that this training does not keep, or cannot take so many parameters.
+        InfluxError: the method cannot take this model, this training or these sizes.
     """
     estimator = build(session.config["method"], Estimator, "method")
     experiment, training = session.experiment, session.experiment.training
-    if estimator.needs_trajectory and not training.records_trajectory:
-        raise InfluxError(
-            f"method={type(estimator).__name__} follows the training run step by step, and {type(training).__name__} keeps no such record: "
-            "use training=sgd, adam or adamw."
-        )
+    laboratory = session.laboratory
+    if estimator.needs_trajectory:
+        laboratory.check_trajectory()
+    estimator.plan(experiment.untrained(session.seed, session.memory), laboratory)
     decoupled = getattr(training, "decoupled_decay", 0.0)
     if decoupled > 0:
         session.folder.warn(
             f"training.decoupled_decay={decoupled:g} shrinks the parameters without being part of the objective, so no "
             "curvature holds it: the estimate describes another problem than the one that was trained."
         )
-    module = experiment.module(session.seed)
-    size = sum(module.get_parameter(name).numel() for name in experiment.trainable(estimator.params, module))
-    if estimator.largest is not None and size > estimator.largest:
-        raise InfluxError(
-            f"method={session.choices['method']} works on a {size:,} x {size:,} matrix; the limit is {estimator.largest:,} parameters. "
-            "Use method=cg or method=lissa, or method.params=last_layer."
-        )
     return estimator
 
 
 def estimate(session: Session, estimator: Estimator) -> Estimated:
     folder, experiment = session.folder, session.experiment
-    trained = train(session, record=estimator.needs_trajectory)
-    problem = experiment.problem(trained, session.seed)
+    trained = train(session)
+    problem = experiment.problem(trained, session.seed, session.memory)
+    laboratory = session.laboratory.after(trained)
+    cost = estimator.plan(problem, laboratory)
+    ahead = forecast(problem, cost, trained)
+    log.info("estimating: %s, about %.2g s; its arrays take about %s, of %s allowed",
+             said(cost), ahead, memory.shown(cost.nbytes), session.config["memory"])  # fmt: skip
+    peak = memory.Peak(problem.theta.is_cuda)
     with folder.stage("estimate"):
-        made = estimator.estimate(problem, trained.trajectory, session.seed)
+        made = estimator.estimate(problem, laboratory, session.seed)
+    folder.record["cost"] = {"forecast_seconds": ahead, **asdict(cost), "peak_bytes": peak.nbytes()}
+    if made.facts:
+        folder.record["facts"] = made.facts
     if not bool(torch.isfinite(made.influence).all()):
         raise NumericalError(f"{int((~torch.isfinite(made.influence)).sum())} influences are not finite: raise method.damping.")
     influence = made.influence.cpu().numpy()
@@ -84,6 +87,9 @@ def estimate(session: Session, estimator: Estimator) -> Estimated:
     write_diagnostics(session, made.solves, test_index)
     seconds = folder.record["stage_seconds"]["estimate"]
     log.info("estimated %d x %d influences in %.2f s (%s)", *influence.shape, seconds, _solved(made))
+    log.info("the process's memory peaked at %s", memory.shown(folder.record["cost"]["peak_bytes"]))
+    for name, value in made.facts.items():
+        log.info("%s: %.3g", name.replace("_", " "), value)
     return Estimated(trained, estimator, influence, test_index, losses, made.solves)
 
 

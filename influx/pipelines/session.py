@@ -9,10 +9,12 @@ from typing import Any
 
 import torch
 
+from influx import memory
 from influx.datasets import Dataset
 from influx.errors import InfluxError
 from influx.experiment import Experiment
 from influx.instantiate import build
+from influx.laboratory import Laboratory
 from influx.measurements import Measurement
 from influx.models import Model
 from influx.objectives import CrossEntropy, Objective, SquaredError
@@ -37,6 +39,17 @@ class Session:
     experiment: Experiment
     store: Store
     seed: int
+
+    @property
+    def memory(self) -> int:
+        """Bytes that an estimate may hold; training asks for none."""
+        return memory.parse(self.config.get("memory", "2GiB"))
+
+    @property
+    def laboratory(self) -> Laboratory:
+        """The record that estimators ask, before the model is trained."""
+        workers = int(self.config.get("retraining", {}).get("workers", 1))
+        return Laboratory(self.experiment, self.store, self.seed, self.memory, self.config["checkpoints"], workers)
 
 
 def open_session(config: Mapping[str, Any], choices: Mapping[str, str], folder: RunFolder, store: Store) -> Session:

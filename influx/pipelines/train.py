@@ -13,11 +13,11 @@ from influx.report.plots import save_history
 log = logging.getLogger("influx")
 
 
-def train(session: Session, *, record: bool = False) -> Trained:
+def train(session: Session) -> Trained:
     """Train on all examples, or take the same training from the store; write parameters and history."""
     folder = session.folder
     with folder.stage("train"):
-        trained = session.experiment.train(session.seed, session.store, record=record)
+        trained = session.experiment.train(session.seed, session.store, checkpoints=session.config["checkpoints"])
     if trained.reused:
         folder.record["reused"].append("model")
     history = pd.DataFrame(trained.history).astype({"epoch": int})

@@ -10,7 +10,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from influx.cost import Cost
 from influx.curvature import Curvature
+from influx.problem import Problem
 
 
 @dataclass(frozen=True)
@@ -30,9 +32,19 @@ class Solution:
 
 
 class Solver(ABC):
-    """Options only; all state lives in `solve`. `largest` is the most parameters that it can take, when there is a limit."""
+    """Options only; all state lives in `solve`. `copies` is how many P-vectors it holds for each right-hand side, itself included;
+    `kinds` are the curvatures that it can invert."""
 
-    largest: ClassVar[int | None] = None
+    copies: ClassVar[int] = 5
+    kinds: ClassVar[tuple[str, ...]] = ("hessian", "ggn", "fisher")
+
+    @abstractmethod
+    def work(self, problem: Problem, m: int) -> Cost:
+        """What a solve with m right-hand sides takes, beside `copies`.
+
+        Raises:
+            InfluxError: it cannot take this problem; the message says what to do.
+        """
 
     @abstractmethod
     def solve(self, curvature: Curvature, rhs: Float[Tensor, "p m"], seed: int) -> Solution:
@@ -41,6 +53,11 @@ class Solver(ABC):
         Raises:
             NumericalError: A is singular, or the iteration diverges; the message names the option to change.
         """
+
+
+def products(problem: Problem, vectors: float, rows: int | None = None) -> float:
+    """Floating-point operations of so many curvature products over all training rows, or over `rows` of them."""
+    return 6.0 * vectors * (problem.n_train if rows is None else rows) * problem.flops_per_row
 
 
 def relative_residual(curvature: Curvature, x: Float[Tensor, "p m"], rhs: Float[Tensor, "p m"]) -> Float[Tensor, " m"]:

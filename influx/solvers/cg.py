@@ -13,10 +13,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from influx import rules
+from influx.cost import Cost
 from influx.curvature import Curvature
 from influx.errors import NumericalError, warn_accuracy
-from influx.solvers.base import Solution, Solver
+from influx.problem import Problem
+from influx.solvers.base import Solution, Solver, products
 
+TYPICAL = 8  # block steps, for the forecast alone
 BROKEN = 1e2  # a relative residual from which the answer is worse than none
 
 
@@ -33,6 +36,9 @@ class ConjugateGradient(Solver):
 
     def __post_init__(self) -> None:
         rules.check_fields("method.solver", self)
+
+    def work(self, problem: Problem, m: int) -> Cost:
+        return Cost(flops=TYPICAL * (products(problem, m) + 8.0 * problem.n_params * m * m))
 
     def solve(self, curvature: Curvature, rhs: Float[Tensor, "p m"], seed: int) -> Solution:
         # 1. The tolerance cannot be below what the number type can represent after P-term sums.
@@ -77,8 +83,8 @@ def _search(curvature: Curvature, residual: Float[Tensor, "p m"], tolerance: flo
         ritz = torch.linalg.eigvalsh(gram)[0].item()
         if ritz <= 0:
             raise NumericalError(
-                f"cg met negative curvature: the {curvature.kind} with method.damping={curvature.damping:g} has an eigenvalue "
-                f"of at most {ritz:.2e}. Use method.curvature=ggn, method.damping above {curvature.damping - ritz:.2g}, or method=exact."
+                f"cg met negative curvature: the {curvature.kind} with method.damping={curvature.delta:g} has an eigenvalue "
+                f"of at most {ritz:.2e}. Use method.curvature=ggn, method.damping above {curvature.delta - ritz:.2g}, or method=exact."
             )
         smallest, used = min(smallest, ritz), used + 1
         factor = torch.linalg.cholesky(gram)

@@ -10,9 +10,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from influx import rules
+from influx.cost import Cost
 from influx.curvature import Curvature
-from influx.errors import NumericalError, warn_accuracy
-from influx.solvers.base import Solution, Solver, relative_residual
+from influx.errors import InfluxError, NumericalError, warn_accuracy
+from influx.problem import GIBIBYTE, Problem
+from influx.solvers.base import Solution, Solver, products, relative_residual
 
 
 @dataclass(frozen=True)
@@ -23,10 +25,20 @@ class Exact(Solver):
     inverse, and the estimate is then that of a saddle; a numerically singular A has none, and is refused.
     """
 
-    largest: ClassVar[int | None] = 20_000  # A alone is then 3.2 GB in float64
+    copies: ClassVar[int] = 2
 
     def __post_init__(self) -> None:
         rules.check_fields("method.solver", self)
+
+    def work(self, problem: Problem, m: int) -> Cost:
+        size, each = problem.n_params, problem.theta.element_size()
+        needed = 3 * each * size**2
+        if needed > problem.memory:
+            raise InfluxError(
+                f"method=exact works on a {size:,} x {size:,} matrix, which takes {needed / GIBIBYTE:.1f} GiB, and memory allows "
+                f"{problem.memory / GIBIBYTE:.1f}: use method=cg or method=ekfac, method.params=last_layer, or raise memory."
+            )
+        return Cost(flops=products(problem, size) + size**3 + 2.0 * m * size**2, nbytes=needed)
 
     def solve(self, curvature: Curvature, rhs: Float[Tensor, "p m"], seed: int) -> Solution:
         matrix = curvature.dense()
@@ -42,8 +54,8 @@ class Exact(Solver):
         else:
             warn_accuracy(
                 f"the {curvature.kind} is not positive definite (smallest eigenvalue {smallest:.2e} with "
-                f"method.damping={curvature.damping:g}): the estimate describes a saddle. method.curvature=ggn, or method.damping above "
-                f"{curvature.damping - smallest:.2g}, avoids this."
+                f"method.damping={curvature.delta:g}): the estimate describes a saddle. method.curvature=ggn, or method.damping above "
+                f"{curvature.delta - smallest:.2g}, avoids this."
             )
             x = torch.linalg.solve(matrix, rhs)
         residual = relative_residual(curvature, x, rhs)

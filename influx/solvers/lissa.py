@@ -9,11 +9,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from influx import rules
+from influx.cost import Cost
 from influx.curvature import Curvature
 from influx.errors import NumericalError, warn_accuracy
+from influx.problem import Problem
 from influx.progress import progress
 from influx.seeding import torch_generator
-from influx.solvers.base import Solution, Solver, relative_residual
+from influx.solvers.base import Solution, Solver, products, relative_residual
 from influx.stacking import blocks
 
 RESIDUAL = 0.05  # relative; above it the solve is reported as not converged
@@ -51,8 +53,11 @@ class Lissa(Solver):
     def __post_init__(self) -> None:
         rules.check_fields("method.solver", self)
 
+    def work(self, problem: Problem, m: int) -> Cost:
+        return Cost(flops=products(problem, m * self.depth * self.repeats, self._rows(problem, m)))
+
     def solve(self, curvature: Curvature, rhs: Float[Tensor, "p m"], seed: int) -> Solution:
-        rows = self._rows(curvature, rhs.shape[1])
+        rows = self._rows(curvature.problem, rhs.shape[1])
         scale = _measured_scale(curvature, rows, seed) if self.scale == "auto" else float(self.scale)
         columns = blocks(rhs.shape[1], COPIES * curvature.size * rhs.element_size())  # a chunk's iterates stay in fast memory
         work = [(repeat, chunk) for repeat in range(self.repeats) for chunk in columns]
@@ -71,9 +76,9 @@ class Lissa(Solver):
         steps = torch.full((rhs.shape[1],), self.depth * self.repeats)
         return Solution(x, steps, residual, converged, curvature.shift + scale / self.depth)
 
-    def _rows(self, curvature: Curvature, m: int) -> int:
-        n = curvature.problem.n_train
-        wanted = max(32, int(AUTO_BUDGET / (curvature.size * m))) if self.batch_size == "auto" else int(self.batch_size)
+    def _rows(self, problem: Problem, m: int) -> int:
+        n = problem.n_train
+        wanted = max(32, int(AUTO_BUDGET / (problem.n_params * m))) if self.batch_size == "auto" else int(self.batch_size)
         return min(wanted, n)
 
     def _run(self, curvature: Curvature, rhs: Float[Tensor, "p m"], rows: int, scale: float, generator: torch.Generator) -> Tensor:

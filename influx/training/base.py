@@ -20,7 +20,7 @@ from influx.objectives import Objective
 from influx.problem import Examples
 from influx.stacking import Stack
 from influx.training.backprop import Backprop, backprop
-from influx.trajectory import Trajectory
+from influx.trajectory import Snapshot
 
 IN_CACHE = 8  # times smaller blocks than memory would allow stay in a core's cache, and take half the time
 
@@ -30,8 +30,9 @@ class Task:
     """K training problems over one data set.
 
     `params` and `buffers` are the starts, with a leading axis of K; `weights` is w; `trainable` names the parameters that move; `seed`
-    fixes the batch order, which all K share; `reference` is the solution for w = 1 from the same seed, when it is known;
-    `side_by_side` false takes models that are no plain chains one by one, which is faster for convolutions on a CPU.
+    fixes the batch order, which all K share; `keep` are the steps before which a snapshot of the first model is kept; `reference` is
+    the solution for w = 1 from the same seed, when it is known; `side_by_side` false takes models that are no plain chains one by one,
+    which is faster for convolutions on a CPU.
     """
 
     module: nn.Module
@@ -43,7 +44,7 @@ class Task:
     trainable: tuple[str, ...]
     seed: int
     reference: dict[str, Tensor] | None = None
-    record: bool = False
+    keep: tuple[int, ...] = ()
     side_by_side: bool = True
 
     def backprop(self, module: nn.Module) -> Backprop:
@@ -73,24 +74,22 @@ class Task:
 @dataclass(frozen=True)
 class Fit:
     """K trained models, and how far they got: gradient norms (None for a stack of stochastic trainings, where they say little), and for
-    K = 1 a history with one row an epoch or iteration."""
+    K = 1 a history with one row an epoch or iteration, and the snapshots that were asked for."""
 
     params: Stack
     buffers: Stack
     gradient_norm: Float[Tensor, " k"] | None
     history: list[dict[str, float]]
-    trajectory: Trajectory | None = None
+    snapshots: tuple[Snapshot, ...] = ()
 
 
 class Training(ABC):
     """A way to train. Options only; `weight_decay` is λ, the coupled L2 term of the objective.
 
-    `records_trajectory` says whether the steps can be recorded for methods that follow them, `most_at_once` how many models of a stack
-    gain from one another's company.
+    `most_at_once` is how many models of a stack gain from one another's company.
     """
 
     weight_decay: float
-    records_trajectory: ClassVar[bool] = False
     most_at_once: ClassVar[int] = 128
 
     @abstractmethod

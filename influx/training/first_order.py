@@ -27,15 +27,21 @@ from influx.problem import Examples
 from influx.progress import progress
 from influx.seeding import isolated, torch_generator
 from influx.stacking import Stack
+from influx.training.backprop import Backprop
 from influx.training.base import Fit, Task, Training, summarise
-from influx.trajectory import Step, Trajectory
+from influx.trajectory import Descent, Snapshot, Step
 
 TRIAL_SECONDS = 0.1  # at most about this for the trial behind a prediction, an epoch at least
 EPSILON = 1e-8  # torch.optim's default in Adam's denominator
 HISTORY_ROWS = 1000  # at most; a longer training is summarised every few epochs
 CHECKS = 50  # how often a stack is looked at for divergence
 
-Update = Callable[[list[Tensor], float], None]  # gradients, learning rate
+
+class Update(NamedTuple):
+    """An optimiser's update of stacked parameters in place: `step(gradients, learning rate)`, and what it remembers between steps."""
+
+    step: Callable[[list[Tensor], float], None]
+    memory: tuple[Tensor, ...]
 
 
 class Batch(NamedTuple):
@@ -64,8 +70,6 @@ class FirstOrder(Training):
     weight_decay: float = 1e-3
     schedule: str = "constant"
 
-    records_trajectory = True
-
     def __post_init__(self) -> None:
         rules.check_fields("training", self)
 
@@ -73,24 +77,25 @@ class FirstOrder(Training):
     def rule(self, params: list[Tensor]) -> Update:
         """The update of the stacked parameters in place, with coupled weight decay; it owns what the optimiser remembers."""
 
+    @property
+    @abstractmethod
+    def descent(self) -> Descent | None:
+        """The update as gradient descent with momentum, when it is that."""
+
     def fit(self, task: Task) -> Fit:
-        module = copy.deepcopy(task.module).train(mode=task.all_trainable)  # frozen features stay as they are used: in evaluation mode
-        params, buffers = _start(task)
-        update = self.rule([params[name] for name in task.trainable])
-        factor = self._factor(self._steps_per_epoch(task) * self.epochs)
-        way = task.backprop(module)
+        params, buffers, update, way = self._begin(task)
+        rates = self.rates(len(task.examples))
         every = math.ceil(self.epochs / (HISTORY_ROWS if task.models == 1 else CHECKS))
         history: list[dict[str, float]] = []
-        steps: list[Step] = []
+        snapshots: list[Snapshot] = []
         done = 0
         epochs = self._epochs(task)
         with isolated(task.seed, "stochastic layers"):
             for epoch in progress(range(1, self.epochs + 1), "training, epochs"):
-                for batch, weights, rows in next(epochs):
-                    lr = self.lr * factor(done)
-                    if task.record:
-                        steps.append(_before(params, rows, lr))
-                    update(list(way.gradients(params, buffers, batch, weights)[1].values()), lr)
+                for batch, weights, _ in next(epochs):
+                    if done in task.keep:
+                        snapshots.append(_snapshot(done, params, update).kept())
+                    update.step(list(way.gradients(params, buffers, batch, weights)[1].values()), rates[done])
                     done += 1
                 if epoch % every and epoch != self.epochs:
                     continue
@@ -99,7 +104,53 @@ class FirstOrder(Training):
                     history.append({"epoch": epoch, **summarise(task, params, buffers, self.weight_decay)[0]})
         params = {name: value.detach() for name, value in params.items()}
         norm = torch.tensor([history[-1]["gradient_norm"]], dtype=task.weights.dtype) if history else None
-        return Fit(params, buffers, norm, history, Trajectory(tuple(steps)) if task.record else None)
+        return Fit(params, buffers, norm, history, tuple(snapshots))
+
+    def replay(self, task: Task, start: Snapshot, stop: int) -> Iterator[Step]:
+        """The steps of a training from a snapshot of it up to `stop`, trained again; each is valid until the next is asked for.
+
+        Only for modules without stochastic layers or batch statistics: those draw from, and write to, what no snapshot holds.
+        """
+        params, buffers, update, way = self._begin(task)
+        for value, kept in zip([*params.values(), *update.memory], [*start.params.values(), *start.memory], strict=True):
+            value.copy_(kept)
+        rates = self.rates(len(task.examples))
+        per_epoch = len(rates) // self.epochs
+        epochs, done = self._epochs(task), 0
+        while done < stop:
+            batches = next(epochs)
+            if done + per_epoch <= start.step:
+                done += per_epoch
+                continue
+            for batch, weights, rows in batches:
+                if done == stop:
+                    return
+                if done >= start.step:
+                    yield Step(_snapshot(done, params, update), rows, rates[done])
+                    update.step(list(way.gradients(params, buffers, batch, weights)[1].values()), rates[done])
+                done += 1
+
+    def initial(self, task: Task) -> Snapshot:
+        """Where the first model of the task starts."""
+        params, _, update, _ = self._begin(task)
+        return _snapshot(0, params, update)
+
+    def marks(self, n: int, count: int) -> tuple[int, ...]:
+        """The steps before which `count` − 1 snapshots are kept: ends of epochs, evenly spaced; the trained model is the last."""
+        per_epoch = self._steps_per_epoch(n)
+        count = min(count, self.epochs)
+        return tuple(per_epoch * round(self.epochs * c / count) for c in range(1, count))
+
+    def rates(self, n: int) -> tuple[float, ...]:
+        """The learning rate of every step on n training examples."""
+        steps = self._steps_per_epoch(n) * self.epochs
+        factor = self._factor(steps)
+        return tuple(self.lr * factor(done) for done in range(steps))
+
+    def _begin(self, task: Task) -> tuple[Stack, Stack, Update, Backprop]:
+        module = copy.deepcopy(task.module).train(mode=task.all_trainable)  # frozen features stay as they are used: in evaluation mode
+        params, buffers = _start(task)
+        return params, buffers, self.rule([params[name] for name in task.trainable]), task.backprop(module)
 
     def shuffles(self, n: int) -> bool:
         return self.batch_size is not None and self.batch_size < n
@@ -112,8 +163,7 @@ class FirstOrder(Training):
     def memory(self, params: int, row: int, n: int) -> int:
         return 4 * params + 4 * min(n, self.batch_size or n) * row  # parameters, gradients, two moments; outputs, and gradients of them
 
-    def _steps_per_epoch(self, task: Task) -> int:
-        n = len(task.examples)
+    def _steps_per_epoch(self, n: int) -> int:
         return 1 if self.batch_size is None else math.ceil(n / self.batch_size)
 
     def _epochs(self, task: Task) -> Iterator[Iterable[Batch]]:
@@ -161,9 +211,10 @@ def _batches(task: Task, order: Int[Tensor, " n"], size: int) -> Iterator[Batch]
         yield Batch(examples.take(rows), weights[:, rows] / len(order[rows]), order[rows])
 
 
-def _before(params: Stack, rows: Tensor, lr: float) -> Step:
-    """The record of the step that is about to be taken, of the first model."""
-    return Step({name: value[0].detach().clone() for name, value in params.items()}, rows, lr)
+def _snapshot(done: int, params: Stack, update: Update) -> Snapshot:
+    """Of the first model; views, valid until the next step."""
+    memory = tuple(part[0] if part.dim() else part for part in update.memory)
+    return Snapshot(done, {name: value[0] for name, value in params.items()}, memory)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,17 +227,21 @@ class Sgd(FirstOrder):
     momentum: float = 0.9
     nesterov: bool = False
 
-    def rule(self, params: list[Tensor]) -> Update:
-        velocity: list[Tensor | None] = [None] * len(params)
-        nesterov = self.nesterov and self.momentum > 0
+    @property
+    def descent(self) -> Descent:
+        return Descent(self.momentum, self.nesterov and self.momentum > 0, self.weight_decay)
 
-        def update(gradients: list[Tensor], lr: float) -> None:
+    def rule(self, params: list[Tensor]) -> Update:
+        velocity: list[Tensor | None] = [torch.zeros_like(value) if self.momentum > 0 else None for value in params]
+        nesterov = self.descent.nesterov
+
+        def step(gradients: list[Tensor], lr: float) -> None:
             sgd(
                 params, gradients, velocity, has_sparse_grad=False, foreach=False, fused=True, weight_decay=self.weight_decay,
                 momentum=self.momentum, lr=lr, dampening=0.0, nesterov=nesterov, maximize=False,
             )  # fmt: skip
 
-        return update
+        return Update(step, tuple(v for v in velocity if v is not None))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,16 +253,20 @@ class Adam(FirstOrder):
     beta2: float = 0.999
     amsgrad: bool = False
 
+    @property
+    def descent(self) -> None:
+        return None
+
     def rule(self, params: list[Tensor]) -> Update:
         means, squares, largest, counts = _moments(params, self.amsgrad)
 
-        def update(gradients: list[Tensor], lr: float) -> None:
+        def step(gradients: list[Tensor], lr: float) -> None:
             adam(
                 params, gradients, means, squares, largest, counts, fused=True, amsgrad=self.amsgrad, beta1=self.beta1, beta2=self.beta2,
                 lr=lr, weight_decay=self.weight_decay, eps=EPSILON, maximize=False,
             )  # fmt: skip
 
-        return update
+        return Update(step, (*means, *squares, *largest, *counts))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -223,10 +282,14 @@ class AdamW(FirstOrder):
     decoupled_decay: float = 1e-2
     weight_decay: float = 0.0
 
+    @property
+    def descent(self) -> None:
+        return None
+
     def rule(self, params: list[Tensor]) -> Update:
         means, squares, largest, counts = _moments(params, amsgrad=False)
 
-        def update(gradients: list[Tensor], lr: float) -> None:
+        def step(gradients: list[Tensor], lr: float) -> None:
             for gradient, value in zip(gradients, params, strict=True):
                 gradient.add_(value, alpha=self.weight_decay)
             adamw(
@@ -234,7 +297,7 @@ class AdamW(FirstOrder):
                 weight_decay=self.decoupled_decay, eps=EPSILON, maximize=False,
             )  # fmt: skip
 
-        return update
+        return Update(step, (*means, *squares, *largest, *counts))
 
 
 def _moments(params: list[Tensor], amsgrad: bool) -> tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor]]:

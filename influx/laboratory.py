@@ -1,0 +1,80 @@
+"""The record of a run that the command line gives to its estimator: an experiment, its trained model and its store."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from influx.experiment import Experiment, Trained
+from influx.problem import Problem
+from influx.record import Facts, Record
+from influx.removals import Removals
+from influx.shards import Draw, Recipe, Shard, finished, stack_size
+from influx.store import Store
+from influx.training.first_order import FirstOrder
+from influx.trajectory import Trajectory
+
+
+@dataclass(frozen=True)
+class Laboratory(Record):
+    """`trained` is the run's model, None before it is trained; `memory` the bytes that an estimate may hold; `checkpoints` the places
+    along training that are kept; `workers` the processes that retrain."""
+
+    experiment: Experiment
+    store: Store
+    seed: int
+    memory: int
+    checkpoints: int = 1
+    workers: int = 1
+    trained: Trained | None = None
+
+    @property
+    def facts(self) -> Facts:
+        training, n = self.experiment.training, self.experiment.data.n_train
+        if not isinstance(training, FirstOrder):
+            return Facts(0, n, None)
+        return Facts(len(training.rates(n)), min(n, training.batch_size or n), training.descent)
+
+    def check_trajectory(self) -> None:
+        self.experiment.check_trajectory()
+
+    @cached_property
+    def trajectory(self) -> Trajectory:
+        return self.experiment.trajectory(self.seed, self.store, self._model, self.memory // 2, checkpoints=self.checkpoints)
+
+    def models(self, count: int) -> Iterator[Problem]:
+        yield self.experiment.problem(self._model, self.seed, self.memory)
+        for seed in range(self.seed + 1, self.seed + count):
+            yield self.experiment.problem(self.experiment.train(seed, self.store), seed, self.memory)
+
+    def without(self, sets: Sequence[Int[np.ndarray, " rows"]], *, average: bool) -> Float[Tensor, "n_sets n_test"]:
+        removals = Removals(tuple(np.sort(rows) for rows in sets), "removed subset")
+        recipe = Recipe("scratch", "all", None, "n-1" if average else "n")
+        draw = Draw(self.seed, self.seed)
+        parts = removals.batches(stack_size(self.experiment))
+        shards = [Shard(recipe, self.experiment, part, draw, self._model, side_by_side=True) for part in parts]
+        made: dict[int, Tensor] = {at: values[1:] for at, values, _ in finished(shards, self.store, self.workers, "loky", None)}
+        return torch.cat([made[at] for at in range(len(shards))]).to(self.experiment.data.train_inputs.device)
+
+    def masked(self, rate: float, count: int) -> Iterator[Problem]:
+        from influx.masking import masked_experiment
+
+        experiment = masked_experiment(self.experiment, rate)
+        for seed in range(self.seed, self.seed + count):
+            yield experiment.problem(experiment.train(seed, self.store), seed, self.memory)
+
+    def after(self, trained: Trained) -> Laboratory:
+        """The same, once the run's model is trained."""
+        return replace(self, trained=trained)
+
+    @property
+    def _model(self) -> Trained:
+        if self.trained is None:
+            raise RuntimeError("the model is not trained yet: plan() may ask for facts only")
+        return self.trained
