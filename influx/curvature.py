@@ -13,15 +13,16 @@ The weight decay belongs to the objective, so it is always inside (Koh & Liang 2
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.func import grad, jvp, vjp, vmap
 
-from influx.layered import chain, fits
+from influx.layered import chain, fits, of_outputs
 from influx.problem import Examples, Problem
 from influx.seeding import torch_generator
 from influx.stacking import blocks
@@ -47,6 +48,7 @@ class Curvature:
     problem: Problem
     kind: str
     damping: float | str
+    kept: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)  # what a solver keeps between its solves
 
     @property
     def size(self) -> int:
@@ -98,9 +100,40 @@ class Curvature:
         return [(rows.stop - rows.start, make(examples.take(rows))) for rows in cut]
 
     def dense(self) -> Float[Tensor, "p p"]:
-        """The whole matrix, symmetrised: P products. Memory: P² numbers."""
-        matrix = self.matmat(torch.eye(self.size, dtype=self.problem.theta.dtype, device=self.problem.theta.device).T)
+        """The whole matrix, symmetrised. Cost: P products; n P²/2 multiply-adds when only a linear output layer moves.
+
+        Memory: P² numbers.
+        """
+        matrix = None if self.kind == "fisher" else self._of_output_layer()
+        if matrix is None:
+            matrix = self._data(torch.eye(self.size, dtype=self.problem.theta.dtype, device=self.problem.theta.device).T)
+        matrix.diagonal().add_(self.shift)
         return 0.5 * (matrix + matrix.T)
+
+    def _of_output_layer(self) -> Float[Tensor, "p p"] | None:
+        """C of a linear output layer alone, `(1/n) Σ_i (∂²ℓ_i/∂f²) ⊗ h_i h_iᵀ`: outputs are linear in θ, so Hessian and GGN are one.
+
+        None for any other selection.
+        """
+        problem = self.problem
+        if problem.layers is None or len(problem.layers) != 1 or problem.layers[0].kind != "linear":
+            return None
+        layer = problem.layers[0]
+        out, wide = layer.shape
+        folded = torch.zeros(out, wide, out, wide, dtype=problem.theta.dtype, device=problem.theta.device)
+        for rows, kept in problem.passes(problem.train, out * out * wide * problem.theta.element_size()):
+            if len(kept.results[0]) != 1 or kept.results[0][0] is not kept.outputs:
+                return None  # used twice, or something stands behind it
+            h = kept.inputs[0][:, 0]
+            curved = of_outputs(kept.outputs, problem.train.targets[rows], problem.objective)[1]
+            for c in range(out):  # the row of blocks from the diagonal on; the others are their mirror
+                weighted = curved[:, c, c:].unsqueeze(2) * h.unsqueeze(1)  # [rows, out - c, in]
+                folded[c, :, c:] += (h.T @ weighted.flatten(1)).view(wide, out - c, wide)
+        for c in range(out):
+            folded[c + 1 :, :, c] = folded[c, :, c + 1 :].permute(1, 2, 0)
+        place = layer.gather(torch.arange(self.size, device=problem.theta.device).unsqueeze(0)).flatten()  # θ's order, bias folded in
+        matrix = folded.view(self.size, self.size) / problem.n_train
+        return matrix[place.argsort()][:, place.argsort()]
 
     def _gradients(self, examples: Examples) -> list[tuple[int, Product]]:
         """V ↦ Gᵀ(G V) with the gradients G of a block, kept when all of them fit, else made anew for each product."""

@@ -110,7 +110,7 @@ def chain(
 ) -> Chain:
     """Run a module that `fits` on a block of rows and keep what products need. Memory: a few times its layer outputs."""
     layers, outputs = _run(module, params, inputs)
-    gradient, curved = _of_outputs(outputs, targets, objective)
+    gradient, curved = of_outputs(outputs, targets, objective)
     return Chain(layers, curved, _above(layers, gradient))
 
 
@@ -148,7 +148,7 @@ def _elementwise(function: nn.Module, z: Tensor) -> tuple[Tensor, Tensor, Tensor
     return value.detach(), first.detach(), second
 
 
-def _of_outputs(
+def of_outputs(
     outputs: Float[Tensor, "rows out"], targets: Shaped[Tensor, " rows"], objective: Objective
 ) -> tuple[Float[Tensor, "rows out"], Float[Tensor, "rows out out"]]:
     """∂ℓ/∂f and ∂²ℓ/∂f² of each row; rows do not see one another, so one backward pass an output serves them all."""

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from influx.cost import Cost
 from influx.curvature import Curvature
 from influx.problem import Problem
+from influx.seeding import torch_generator
+
+VECTORS = 8  # of a subspace iteration
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,17 @@ class Solver(ABC):
         Raises:
             NumericalError: A is singular, or the iteration diverges; the message names the option to change.
         """
+
+
+def largest_eigenvalue(apply: Callable[[Tensor], Tensor], like: Shaped[Tensor, " p *columns"], steps: int = 30) -> float:
+    """max |λ_j| of a symmetric matrix by subspace iteration on a few fixed vectors; `like` has P rows, the type and the device."""
+    width = min(len(like), VECTORS)
+    start = torch.randn(len(like), width, generator=torch_generator(0, "subspace"), dtype=torch.float64).to(like)
+    basis = torch.linalg.qr(start).Q
+    for _ in range(steps):
+        basis = torch.linalg.qr(apply(basis)).Q
+    projected = basis.T @ apply(basis)
+    return torch.linalg.eigvalsh(0.5 * (projected + projected.T)).abs().max().item()
 
 
 def products(problem: Problem, vectors: float, rows: int | None = None) -> float:

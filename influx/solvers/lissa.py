@@ -15,7 +15,7 @@ from influx.errors import NumericalError, warn_accuracy
 from influx.problem import Problem
 from influx.progress import progress
 from influx.seeding import torch_generator
-from influx.solvers.base import Solution, Solver, products, relative_residual
+from influx.solvers.base import Solution, Solver, largest_eigenvalue, products, relative_residual
 from influx.stacking import blocks
 
 RESIDUAL = 0.05  # relative; above it the solve is reported as not converged
@@ -104,16 +104,6 @@ def _measured_scale(curvature: Curvature, rows: int, seed: int) -> float:
     n = curvature.problem.n_train
     generator = torch_generator(seed, "lissa", "scale")
     if rows >= n:
-        return 1.1 * _largest_eigenvalue(curvature, None, generator)
+        return 1.1 * largest_eigenvalue(curvature.matmat, curvature.problem.theta)
     batches = [torch.randint(n, (rows,), generator=generator).to(curvature.problem.theta.device) for _ in range(4)]
-    return 2.0 * max(_largest_eigenvalue(curvature, batch, generator) for batch in batches)
-
-
-def _largest_eigenvalue(curvature: Curvature, batch: Tensor | None, generator: torch.Generator) -> float:
-    """max |λ_j(A)| by 30 steps of subspace iteration on four vectors."""
-    theta = curvature.problem.theta
-    start = torch.randn(curvature.size, 4, generator=generator, dtype=torch.float64).to(theta)
-    basis = torch.linalg.qr(start).Q
-    for _ in range(30):
-        basis = torch.linalg.qr(curvature.matmat(basis, batch)).Q
-    return torch.linalg.matrix_norm(curvature.matmat(basis, batch), ord=2).item()
+    return 2.0 * max(largest_eigenvalue(lambda v, rows=batch: curvature.matmat(v, rows), curvature.problem.theta) for batch in batches)  # type: ignore[misc]
