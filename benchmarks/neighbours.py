@@ -40,7 +40,7 @@ Rows = tuple[Tensor, Tensor]  # inputs and targets
 Loss = Callable[[Tensor, Tensor], Tensor]  # outputs [batch, out] and targets [batch] to losses [batch]
 CROSS_ENTROPY: Loss = partial(cross_entropy, reduction="none")
 SOLVERS = ("direct", "cg", "nystroem", "arnoldi")  # pyDVL's
-ATTRIBUTORS = {"explicit": "Explicit", "cg": "CG", "arnoldi": "Arnoldi", "lissa": "LiSSA", "datainf": "DataInf", "ekfac": "EKFAC"}  # dattri's
+ATTRIBUTORS = dict(explicit="Explicit", cg="CG", arnoldi="Arnoldi", lissa="LiSSA", datainf="DataInf", ekfac="EKFAC")  # dattri's
 
 
 class Scored(NamedTuple):
@@ -77,7 +77,8 @@ def loader(rows: Rows, batch: int | None) -> DataLoader:
 
 def single(rows: Rows) -> Rows:
     """For what takes no float64."""
-    return rows[0].float(), rows[1].float() if rows[1].is_floating_point() else rows[1]
+    inputs, targets = rows
+    return inputs.float(), targets.float() if targets.is_floating_point() else targets
 
 
 class Clock:
@@ -94,7 +95,7 @@ class Clock:
 
 
 def scratch() -> tempfile.TemporaryDirectory[str]:
-    """For libraries that insist on files: in memory where the system has such a place."""
+    """For libraries that insist on files: in memory where there is such a place."""
     memory = Path("/dev/shm")
     return tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None)
 
@@ -104,11 +105,10 @@ def few_objects() -> Iterator[None]:
     """kronfluence collects garbage after every step, 0.2 s each over the objects of all that is imported: those are set aside."""
     gc.collect()
     gc.freeze()
-    yield
-    gc.unfreeze()
-
-
-# kronfluence
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 def kronfluence(
@@ -142,9 +142,7 @@ def kronfluence(
     with scratch() as folder, few_objects():
         with clock.stage("fit"):
             prepared = prepare_model(copy.deepcopy(module), task)
-            analyzer = Analyzer(
-                "benchmark", prepared, task, cpu=True, log_level=logging.ERROR, disable_tqdm=True, output_dir=folder
-            )  # fmt: skip
+            analyzer = Analyzer("benchmark", prepared, task, cpu=True, log_level=logging.ERROR, disable_tqdm=True, output_dir=folder)
             analyzer.set_dataloader_kwargs(DataLoaderKwargs(collate_fn=whole))
             analyzer.fit_all_factors("factors", Blocks(train), batch or len(train[1]), factor_args=factors)
         with clock.stage("score"):
@@ -162,8 +160,6 @@ def drawn(outputs: Tensor, targets: Tensor) -> Tensor:
         return outputs.squeeze(-1) + torch.randn_like(targets)
     return torch.multinomial(outputs.softmax(-1), 1).squeeze(-1)
 
-
-# captum
 
 Checkpoint = tuple[dict[str, Tensor], float]  # a state dict and its learning rate
 
@@ -198,16 +194,15 @@ def captum_tracin(
     return Scored(scores.detach().T, clock.seconds)
 
 
-# dattri
-
-
 def dattri_influence(
     module: nn.Module, train: Rows, test: Rows, *, solver: str, damping: float, loss: Loss = CROSS_ENTROPY, test_batch: int | None = None,
     **settings: Any,
 ) -> Scored:  # fmt: skip
     """`h_tᵀ (H + damping)⁻¹ g_i / n` by a solver of `ATTRIBUTORS`, with its own `settings` (cg: max_iter; arnoldi: proj_dim, max_iter).
 
-    All training rows are one batch: from several batches dattri adds up the inverses of each one's Hessian. Its scores are float32.
+    All training rows are one batch: from several batches dattri adds up the inverses of each one's Hessian. Its scores are float32; cg goes
+    to `max_iter` always, and holds all rows' activations for each of `test_batch` test examples. In 0.3.0 ekfac projects on transposed
+    eigenvectors and arnoldi gives NaN once it meets a negative eigenvalue: neither is to be compared with.
     """
     from dattri import algorithm
     from dattri.task import AttributionTask
@@ -265,9 +260,6 @@ def dattri_trak(
     return Scored(scores.detach(), clock.seconds)
 
 
-# traker
-
-
 def traker(
     module: nn.Module, train: Rows, test: Rows, *, dim: int = 512, damping: float = 0.0, batch: int | None = None, block: int | None = None,
     seed: int = 0,
@@ -301,9 +293,6 @@ def traker(
                 method.score((inputs, labels), num_samples=len(labels))
             scores = torch.tensor(method.finalize_scores("test"))  # [n_train, n_test]; a copy: the file goes
     return Scored(scores, clock.seconds)
-
-
-# pyDVL
 
 
 def pydvl_influence(

@@ -32,6 +32,8 @@ Product = Callable[[Tensor], Tensor]  # [p, m] -> [p, m]
 
 AUTO_SHARE = 0.1  # of the mean eigenvalue: the damping "auto" (Grosse et al. 2023, section 5)
 PROBES = 64  # random vectors behind a mean eigenvalue
+PRODUCT_BYTES = 2**25  # of a product's temporaries: twice as many leave the cache
+CLOSED = 1024  # parameters of an output layer up to which its matrix is formed rather than multiplied with
 HELD = 0.25  # share of the memory that a Fisher matrix's gradients may fill between products
 
 
@@ -83,19 +85,22 @@ class Curvature:
         products = self._full if rows is None else self._linearise(examples)
         result = torch.zeros_like(vectors)
         for size, product in products:
-            for columns in blocks(vectors.shape[1], 12 * size * self.problem.bytes_per_row):
+            for columns in blocks(vectors.shape[1], 12 * size * self.problem.bytes_per_row, PRODUCT_BYTES):
                 result[:, columns] += product(vectors[:, columns]) / len(examples)
         return result
 
     @cached_property
     def _full(self) -> list[tuple[int, Product]]:
-        return self._linearise(self.problem.train)
+        closed = self._of_output_layer() if self.size <= CLOSED and self.kind != "fisher" else None
+        if closed is None:
+            return self._linearise(self.problem.train)
+        return [(self.problem.n_train, lambda vectors: self.problem.n_train * (closed @ vectors))]
 
     def _linearise(self, examples: Examples) -> list[tuple[int, Product]]:
         """Blocks of rows, each with its size and V ↦ (Σ_rows C_i) V."""
         if self.kind == "fisher":
             return self._gradients(examples)
-        cut = blocks(len(examples), 12 * self.problem.bytes_per_row)
+        cut = blocks(len(examples), 12 * self.problem.bytes_per_row, PRODUCT_BYTES)
         make = self._layered if fits(self.problem.module) else self._traced
         return [(rows.stop - rows.start, make(examples.take(rows))) for rows in cut]
 
