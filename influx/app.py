@@ -27,6 +27,7 @@ from influx.errors import InfluxError, nearest
 log = logging.getLogger("influx")
 
 _traceback_wanted: ContextVar[bool] = ContextVar("traceback_wanted", default=False)
+_sweep_folder: ContextVar[Path | None] = ContextVar("sweep_folder", default=None)
 
 
 def conf_dir() -> Path:
@@ -51,7 +52,10 @@ def launch(command: str, arguments: list[str]) -> int:
     _traceback_wanted.set(wanted_full)
     before, sys.argv = sys.argv, ["influx", *arguments]
     try:
-        hydra.main(version_base="1.3", config_path=str(conf), config_name=command)(job)()
+        try:
+            hydra.main(version_base="1.3", config_path=str(conf), config_name=command)(job)()
+        finally:
+            _summarise()
         return 0
     except BrokenPipeError:  # the reader of our output has seen enough; nothing is left to flush at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -84,7 +88,12 @@ def job(cfg: DictConfig) -> float | None:
 
         return run_command(config, choices, Path(settings.runtime.output_dir), overrides)
     except (InfluxError, OmegaConfBaseException) as error:
-        if settings.mode == RunMode.MULTIRUN or _traceback_wanted.get():
+        if settings.mode == RunMode.MULTIRUN:
+            from influx.sweeps import note_failure
+
+            note_failure(Path(settings.runtime.output_dir), error)
+            raise
+        if _traceback_wanted.get():
             raise
         _stop(error)
 
@@ -119,6 +128,27 @@ class Preflight(Callback):
                 _refuse_shadowing(conf_dir(), place.removeprefix("file://"))
         except InfluxError as error:
             _stop(error)
+
+
+class Summary(Callback):
+    """Has a sweep's jobs joined into one table and one figure. Hydra tells callbacks of the end only when no job has failed, so this one
+    remembers the place and `launch` sees to the rest."""
+
+    def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
+        _sweep_folder.set(Path(config.hydra.sweep.dir).resolve())
+
+
+def _summarise() -> None:
+    folder = _sweep_folder.get()
+    _sweep_folder.set(None)
+    if folder is None:
+        return
+    from influx import sweeps
+
+    try:
+        sweeps.join(folder)
+    except (InfluxError, OSError, ValueError) as error:  # the jobs' own results are there
+        print(f"influx: the sweep's summary could not be written: {error}", file=sys.stderr)
 
 
 def rerun(arguments: list[str]) -> int:
@@ -204,6 +234,9 @@ def _explain_configuration(error: Exception, command: str, arguments: list[str])
     unknown = re.search(r"Could not (?:override|append to config|delete from config)[^']*'([^']+)'", text)
     if unknown and isinstance(error, ConfigCompositionException):
         key = unknown[1].split("=")[0]
+        placed = re.search(r"Did you mean to override (\S+@\S+)\?", text)
+        if placed:
+            return f"'{key}' is chosen inside another group: write {placed[1]}=..."
         known = sorted(_known_keys(command, arguments))
         level, _, last = key.rpartition(".")
         beside = [name for name in known if name.rpartition(".")[0] == level] or [name for name in known if "." not in name]
@@ -217,7 +250,7 @@ def _explain_configuration(error: Exception, command: str, arguments: list[str])
 def _known_keys(command: str, arguments: list[str]) -> set[str]:
     """Every key of the command's configuration, with the group options that the line chose, as far as those exist."""
     groups = {place.name for place in conf_dir().iterdir() if place.is_dir()}
-    chosen = [word for word in arguments if word.partition("=")[0] in groups and "," not in word]
+    chosen = [word for word in arguments if word.partition("=")[0].partition("@")[0] in groups and "," not in word]
     with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
         try:
             composed = hydra.compose(command, chosen)

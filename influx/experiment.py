@@ -34,8 +34,8 @@ from influx.training.first_order import FirstOrder
 from influx.trajectory import Snapshot, Step, Trajectory
 
 ENGINE = (  # what turns a key into numbers, beside the objects that the key describes
-    "curvature.py", "experiment.py", "gradients.py", "layered.py", "measurements.py", "models", "objectives.py", "problem.py", "seeding.py",
-    "shards.py", "stacking.py", "training",
+    "curvature.py", "experiment.py", "gradients.py", "layered.py", "masking.py", "measurements.py", "models", "objectives.py", "problem.py",
+    "seeding.py", "shards.py", "stacking.py", "training",
 )  # fmt: skip
 
 RANDOM = (nn.modules.dropout._DropoutNd, nn.RReLU)  # layers that draw while training
@@ -150,7 +150,8 @@ class Experiment:
         def work() -> dict[str, Tensor]:
             begun = time.perf_counter()
             trained = self._fit(seed, order, marks)
-            fresh.append(replace(trained, seconds=time.perf_counter() - begun, snapshots=()))
+            kept = trained.snapshots if store.root is None else ()  # else the store has them
+            fresh.append(replace(trained, seconds=time.perf_counter() - begun, snapshots=kept))
             if marks:
                 store.save("snapshots", self._along(seed, order, marks), _snapshots_to_store(trained.snapshots), about)
             return _to_store(fresh[0])
@@ -171,8 +172,8 @@ class Experiment:
         training: FirstOrder = self.training  # type: ignore[assignment]
         marks = self._marks(checkpoints)
         task = self._task(seed, order, marks)
-        along: tuple[Snapshot, ...] = ()
-        if marks:
+        along = trained.snapshots if marks else ()
+        if tuple(snapshot.step for snapshot in along) != marks:
             key, about = self._along(seed, order, marks), f"{self.about}, seed {seed}"
             stored, _ = store.fetch("snapshots", key, lambda: _snapshots_to_store(self._fit(seed, order, marks).snapshots), about)
             along = _snapshots_from_store(stored, trained.params, marks)

@@ -11,8 +11,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from influx import masking
 from influx.experiment import Experiment, Trained
 from influx.problem import Problem
+from influx.progress import progress
 from influx.record import Facts, Record
 from influx.removals import Removals
 from influx.shards import Draw, Recipe, Shard, finished, stack_size
@@ -59,14 +61,14 @@ class Laboratory(Record):
         draw = Draw(self.seed, self.seed)
         parts = removals.batches(stack_size(self.experiment))
         shards = [Shard(recipe, self.experiment, part, draw, self._model, side_by_side=True) for part in parts]
-        made: dict[int, Tensor] = {at: values[1:] for at, values, _ in finished(shards, self.store, self.workers, "loky", None)}
+        results = finished(shards, self.store, self.workers, "loky", None)
+        bar = progress(range(len(shards)), "retraining shards")
+        made: dict[int, Tensor] = {at: values[1:] for _, (at, values, _) in zip(bar, results, strict=True)}
         return torch.cat([made[at] for at in range(len(shards))]).to(self.experiment.data.train_inputs.device)
 
     def masked(self, rate: float, count: int) -> Iterator[Problem]:
-        from influx.masking import masked_experiment
-
-        experiment = masked_experiment(self.experiment, rate)
         for seed in range(self.seed, self.seed + count):
+            experiment = masked_experiment(self.experiment, rate, seed)
             yield experiment.problem(experiment.train(seed, self.store), seed, self.memory)
 
     def after(self, trained: Trained) -> Laboratory:
@@ -78,3 +80,17 @@ class Laboratory(Record):
         if self.trained is None:
             raise RuntimeError("the model is not trained yet: plan() may ask for facts only")
         return self.trained
+
+
+def masked_experiment(experiment: Experiment, rate: float, seed: int) -> Experiment:
+    """The same experiment under turn-over dropout: each training example with a mask of its own, test examples with none; the inputs are
+    flattened, and carry a ticket in one more column (`influx.masking`)."""
+    data = experiment.data
+    own = masking.tickets(data.train_index)
+
+    def ticketed(inputs: Float[Tensor, " n *shape"], tickets: Float[Tensor, " n"]) -> Float[Tensor, "n features1"]:
+        return torch.cat([inputs.flatten(1), tickets.to(inputs).unsqueeze(1)], dim=1)
+
+    train, test = ticketed(data.train_inputs, own), ticketed(data.test_inputs, torch.zeros(data.n_test))
+    model = masking.Masked(experiment.model, data.input_shape, rate, seed)
+    return replace(experiment, data=replace(data, train_inputs=train, test_inputs=test), model=model)

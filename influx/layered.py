@@ -155,5 +155,7 @@ def of_outputs(
     with torch.enable_grad():
         leaf = outputs.detach().requires_grad_(True)
         gradient = torch.autograd.grad(objective.loss(leaf, targets).sum(), leaf, create_graph=True)[0]
+        if not gradient.requires_grad:  # a loss that is linear in the outputs
+            return gradient, gradient.new_zeros(*outputs.shape, outputs.shape[1])
         columns = [torch.autograd.grad(gradient[:, c].sum(), leaf, retain_graph=True)[0] for c in range(outputs.shape[1])]
     return gradient.detach(), torch.stack(columns, dim=-1)

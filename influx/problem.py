@@ -76,9 +76,11 @@ class Problem:
         """
         return replace(self, selected=choose(which, self.module))
 
-    def at(self, params: dict[str, Tensor]) -> Problem:
-        """The same problem at other parameters, of a checkpoint or a step."""
-        return replace(self, params=params)
+    def at(self, params: dict[str, Tensor], rows: Tensor | slice = slice(None)) -> Problem:
+        """The same problem at other parameters, of a checkpoint or a step, on all training rows or on some."""
+        made = replace(self, params=params, train=self.train.take(rows))
+        made.__dict__.update(layers=self.layers, bytes_per_row=self.bytes_per_row)  # the module's alone: found once, not at every step
+        return made
 
     @property
     def n_train(self) -> int:

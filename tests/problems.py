@@ -155,6 +155,7 @@ class Prediction(Measurement):
     """A user's measurement that is linear in a linear model's θ: the prediction itself, scaled."""
 
     unit: ClassVar[str] = "target"
+    lower_is_better: ClassVar[bool] = False
     factor: float = 1.0
 
     def value(self, outputs, targets, objective):

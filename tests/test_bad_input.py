@@ -14,6 +14,7 @@ from conftest import TINY, Ran, Run
 from torch import nn
 
 from influx import vision
+from influx.cost import Cost
 from influx.errors import InfluxError
 from influx.estimators import Estimate, Estimator
 from influx.models import Model
@@ -43,10 +44,10 @@ BEFORE = [
     # commands, groups, options, keys
     ("validat", r"there is no command 'validat'.* Did you mean 'validate'\?"),
     ("train dataset=irys", r"dataset=irys is not known; choose from breast_cancer, .*wine\. Did you mean 'iris'\?"),
-    ("validate method=lisa", r"method=lisa is not known; choose from cg, exact, lissa\. Did you mean 'lissa'\?"),
+    ("validate method=lisa", r"method=lisa is not known; choose from .*cg, .*exact, .*lissa, .*\. Did you mean 'lissa'\?"),
     ("train method=cg", r"there is no key 'method'; there are "),
     ("train datset=iris", r"there is no key 'datset'; .* Did you mean 'dataset'\?"),
-    ("train sed=1", r"there is no key 'sed'; there are command, dataset, .*training\. Did you mean 'seed'\?"),
+    ("train sed=1", r"there is no key 'sed'; there are checkpoints, command, dataset, .*training\. Did you mean 'seed'\?"),
     ("train model.widht=3", r"there is no key 'model.widht'; there are model.activation, .* Did you mean 'model.width'\?"),
     ("train depth=3", r"there is no key 'depth'"),
     ("validate method.max_iterations=9", r"there is no key 'method.max_iterations'; .* Did you mean 'method.solver.max_iterations'\?"),
@@ -86,7 +87,18 @@ BEFORE = [
     ("train dataset.test_index=[-1]", r"dataset.test_index=\[-1\] is not possible: it must be a list, each item a whole number"),
     ("train dataset.classes=3", r"dataset.classes=3 is not possible: it must be a list"),
     ("train model.width=0", r"model.width=0 is not possible: it must be a whole number of at least 1\."),
-    ("validate method.damping=-0.1", r"method.damping=-0.1 is not possible: it must be a number of at least 0\."),
+    ("validate method.damping=-0.1", r"method.damping=-0.1 is not possible: it must be a number of at least 0, or auto\."),
+    ("validate method.damping=aut", r"method.damping=aut is not possible: .* or auto\. Did you mean 'auto'\?"),
+    ("estimate method.params=last", r"method.params=last is not possible: it must be all, last_layer, or a pattern .* such as '\*\.weight'\."),
+    ("estimate method.params=last_layers", r"method.params=last_layers is not possible: .* Did you mean 'last_layer'\?"),
+    ("estimate memory=much", r"memory=much is not possible: it must be a size of at least 1MiB, such as 2GiB or 500MB\."),
+    ("estimate memory=1000", r"memory=1000 is not possible: it must be a size of at least 1MiB"),
+    ("estimate memory=2.5", r"memory=2.5 is not possible: it must be a size of at least 1MiB"),
+    ("estimate memory=-1GiB", r"memory=-1GiB is not possible: it must be a size"),
+    ("validate memory=null", r"memory=None is not possible: it must be a size"),
+    ("train memory=2GiB", r"there is no key 'memory'"),
+    ("train checkpoints=0", r"checkpoints=0 is not possible: it must be a whole number of at least 1\."),
+    ("train checkpoints=all", r"checkpoints=all is not possible: it must be a whole number of at least 1\."),
     ("validate method=lissa method.solver.depth=0", r"method.solver.depth=0 is not possible"),
     ("validate method=lissa method.solver.scale=big", r"method.solver.scale=big is not possible: it must be a number above 0, or auto\."),
     ("validate retraining.removed=0", r"retraining.removed=0 is not possible: it must be a whole number of at least 1, or all\."),
@@ -139,13 +151,24 @@ def test_a_missing_configuration_folder(run_influx: Run, tmp_path: Path, monkeyp
 class FollowsTraining(Estimator):
     needs_trajectory = True
 
-    def estimate(self, problem: object, trajectory: object, seed: int) -> Estimate:
+    def plan(self, problem: object, record: object) -> Cost:
+        raise AssertionError("not reached")
+
+    def estimate(self, problem: object, record: object, seed: int) -> Estimate:
         raise AssertionError("not reached")
 
 
 class Breaks(Estimator):
-    def estimate(self, problem, trajectory, seed: int) -> Estimate:
+    def plan(self, problem, record) -> Cost:
+        return Cost()
+
+    def estimate(self, problem, record, seed: int) -> Estimate:
         return Estimate(torch.full((problem.n_train, problem.n_test), float("nan")))
+
+
+class Planless(Estimator):
+    def estimate(self, problem, record, seed: int) -> Estimate:
+        raise AssertionError("not reached")
 
 
 class Vague(Breaks):
@@ -172,7 +195,9 @@ MINE = {
     "method/lacks": "_target_: influx.estimators.inverse_curvature.InverseCurvature",
     "method/nested": "_target_: test_bad_input.FollowsTraining\nsolver:\n  _target_: influx.solvers.exact.Exact",
     "method/vague": "_target_: test_bad_input.Vague\noption:\n  _target_: influx.solvers.exact.Exact",
-    "method/object": "_target_: influx.estimators.inverse_curvature.InverseCurvature\ndamping:\n  _target_: pathlib.Path",
+    "method/object": "_target_: influx.estimators.inverse_curvature.InverseCurvature\ncurvature:\n  _target_: pathlib.Path",
+    "method/either": "_target_: influx.estimators.inverse_curvature.InverseCurvature\ndamping:\n  _target_: pathlib.Path",
+    "method/planless": "_target_: test_bad_input.Planless",
     "model/wrong_width": "_target_: test_bad_input.WrongWidth",
     "model/wrong_input": "_target_: test_bad_input.WrongInput",
 }
@@ -221,7 +246,7 @@ EARLY = [
     ("validate model=logistic training=newton retraining.epochs=2", r"retraining.epochs needs a training with epochs"),
     ("validate dataset=diabetes dataset.train_size=1 retraining.removed=1", r"leaving one training example out of 1 leaves none"),
     # methods and other classes
-    ("estimate method=follows training=newton model=logistic", r"method=FollowsTraining follows the .* Newton keeps no such"),
+    ("estimate method=follows training=newton model=logistic", r"this method follows the training run step by step, and Newton keeps no such"),
     ("estimate method._target_=nowhere.Method", r"method: nowhere.Method cannot be imported \(No module named 'nowhere'\).*PYTHONPATH"),
     ("estimate method._target_=influx.estimators.Nope", r"method: influx.estimators.Nope cannot be imported"),
     ("estimate method._target_=.Nope", r"method: .Nope cannot be imported"),
@@ -230,7 +255,15 @@ EARLY = [
     ("estimate method._target_=Nope", r"method: the configuration has no _target_"),
     ("estimate method._target_=influx.solvers.exact.Exact", r"method: influx.solvers.exact.Exact is not a kind of .*Estimator; derive"),
     ("estimate method.solver._target_=subprocess.Popen", r"method.solver: subprocess.Popen is not a kind of influx.solvers.base.Solver"),
-    ("estimate method=object", r"method.damping: pathlib.Path is not a kind of builtins.float"),
+    ("estimate method=object", r"method.curvature: pathlib.Path is not a kind of builtins.str"),
+    ("estimate method=either", r"method.damping: InverseCurvature annotates it with no class, so no _target_ can be built for it"),
+    ("estimate method=planless", r"method: test_bad_input.Planless is not a class that can be built"),
+    (
+        "estimate method.params=7.*",
+        r"method.params=7\.\* matches none of the parameters 1\.weight, 1\.bias, .*",
+    ),
+    ("estimate method.params=1.wieght", r"method.params=1.wieght matches none of the parameters .* Did you mean '1.weight'\?"),
+    ("estimate method=exact memory=1MiB", r"method=exact works on a 2,410 x 2,410 matrix, .* memory allows 0\.0: use .*or raise memory"),
     ("estimate method=vague", r"method.option: Vague annotates it with no class, so no _target_ can be built for it"),
     ("estimate method=nested", r"method.solver: FollowsTraining has no such argument; it takes none"),
     ("estimate method=keyless", r"method: the configuration has no _target_"),
@@ -293,7 +326,7 @@ BROKEN = [
     ("train training=newton model.width=200", set(), r"training=newton forms a 15,010 x 15,010 Hessian; the limit is 10,000"),
     ("train model=logistic training.weight_decay=0", set(), r"Set training.weight_decay above 0"),
     ("train dataset=csv model=logistic training=lbfgs dataset.standardize=false", set(), r"objective is not finite. Standardise the data"),
-    ("estimate method=exact model.width=400", set(), r"method=exact works on a 30,010 x 30,010 matrix; the limit is 20,000"),
+    ("estimate method=exact model.width=400", set(), r"exact works on a 30,010 x 30,010 matrix, .* 20\.1 GiB, and memory allows 2\.0: "),
     ("estimate method=exact model=logistic training=sgd training.weight_decay=0", TRAINED, r"the ggn is singular .* Set method.damp"),
     ("estimate method=cg method.curvature=hessian", TRAINED, r"cg met negative curvature: .* Use method.curvature=ggn, "),
     ("estimate method=lissa method.solver.scale=0.001", TRAINED, r"lissa diverged at step 50 with scale 0.001: .* \(try 0.004\)"),

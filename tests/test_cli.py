@@ -17,6 +17,7 @@ from conftest import TINY, Ran, Run
 
 from influx.cli import COMMANDS
 
+METHODS = sorted(file.stem for file in (Path(__file__).parents[1] / "conf/method").glob("*.yaml"))
 IRIS = ("dataset=iris", "model=logistic", "dataset.train_size=40", "dataset.test_size=8")  # trains in milliseconds
 IRIS_TRUTH = (*IRIS, "retraining.removed=4", "retraining.seeds=2", "resamples=50")
 SAME_BYTES = ("model.safetensors", "history.csv", "influence.npz", "ground_truth.npz", "correlations.csv")
@@ -77,7 +78,7 @@ def test_the_command_comes_first(run_influx: Run, tmp_path: Path, arguments: tup
 def test_help_of_a_command_lists_groups_options_and_keys(run_influx: Run, tmp_path: Path, command: str) -> None:
     said = run_influx(command, "--help", cwd=tmp_path).out
     assert re.search(r"^dataset: breast_cancer, .*digits.*iris", said, re.MULTILINE)
-    assert re.search(r"^method: cg, exact, lissa", said, re.MULTILINE)
+    assert f"\nmethod: {', '.join(METHODS)}\n" in said
     assert re.search(r"^  train_size: null$", said, re.MULTILINE)
     assert f"influx {command} --cfg job" in said
 
@@ -119,7 +120,7 @@ def completed(run: Run, cwd: Path, line: str) -> set[str]:
         ("influx ", set(COMMANDS)),
         ("influx va", set(COMMANDS)),  # the shell keeps those that begin with `va`
         ("influx validate meth", {"method=", "method."}),
-        ("influx validate method=", {"method=cg", "method=exact", "method=lissa"}),
+        ("influx validate method=", {f"method={name}" for name in METHODS}),
         ("/some/bin/influx validate dataset.tr", {"dataset.train_size=", "dataset.train_index="}),
         ("influx validate model=logistic training.t", {"training.tolerance="}),
     ],
@@ -288,6 +289,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from influx.cost import Cost
 from influx.datasets.base import Dataset, Source
 from influx.estimators import Estimate, Estimator
 from influx.measurements import Measurement
@@ -301,7 +303,10 @@ class GradientProduct(Estimator):
     factor: float = 1.0
     calibrated = False
 
-    def estimate(self, problem, trajectory, seed):
+    def plan(self, problem, record):
+        return Cost(gradients=problem.n_train + problem.n_test)
+
+    def estimate(self, problem, record, seed):
         tests = problem.test_gradients()
         rows = [gradients @ tests.T for _, gradients in problem.train_gradients()]
         return Estimate(self.factor * torch.cat(rows))
@@ -326,6 +331,7 @@ class Bilinear(Model):
 @dataclass(frozen=True)
 class Power(Measurement):
     unit = "loss"
+    lower_is_better = True
     power: float = 1.0
 
     def value(self, outputs, targets, objective):

@@ -22,6 +22,7 @@ from influx.measurements import Measurement
 from influx.models import Model
 from influx.objectives import Objective
 from influx.retraining import Retraining
+from influx.solvers import Solver
 from influx.training import Training
 
 REPOSITORY = Path(__file__).parents[1]
@@ -73,7 +74,10 @@ LEARNING = ("influx.datasets", "influx.training", "influx.retraining", "influx.s
 @pytest.mark.parametrize(
     ("lower", "upper"),
     [
-        (("influx.estimators", "influx.solvers", "influx.curvature", "influx.problem"), (*UPPER, *LEARNING)),
+        (("influx.estimators", "influx.solvers", "influx.curvature", "influx.problem"), (*UPPER, *LEARNING, "influx.laboratory")),
+        (("influx.record", "influx.trajectory"), (*UPPER, *LEARNING, "influx.laboratory", "influx.estimators")),
+        (("influx.gradients", "influx.cost", "influx.memory"), (*UPPER, *LEARNING, "influx.estimators", "influx.problem")),
+        (("influx.laboratory",), (*UPPER, "influx.estimators", "influx.statistics")),
         (("influx.objectives", "influx.measurements", "influx.stacking", "influx.models"), (*UPPER, *LEARNING, "influx.estimators")),
         (("influx.datasets",), (*UPPER, *LEARNING[1:], "influx.estimators", "influx.solvers", "influx.problem")),
         (("influx.training",), (*UPPER, "influx.datasets", "influx.retraining", "influx.shards", "influx.experiment", "influx.estimators")),
@@ -118,12 +122,14 @@ def test_torchvision_is_imported_by_name_in_one_place_only() -> None:
         ("influx.cli", {"__future__", "os", "sys", "influx"}),
         ("influx.errors", {"__future__", "difflib", "warnings", "collections"}),
         ("influx.rules", {"__future__", "dataclasses", "math", "collections", "typing", "influx"}),
+        ("influx.memory", {"__future__", "re", "contextlib", "pathlib"}),
     ],
 )
 def test_what_answers_first_imports_nothing_heavy(module: str, light: set[str]) -> None:
     top = _imported(ast.parse(MODULES[module].read_text()).body)
     assert {name.split(".")[0] for name in top} <= light
-    assert {name for name in top if name.startswith("influx.")} <= {"influx.errors.InfluxError", "influx.errors.nearest"}
+    ours = {name for name in top if name.startswith("influx.")}
+    assert ours <= {"influx.errors.InfluxError", "influx.errors.nearest", "influx.memory"}
 
 
 def test_no_file_is_long() -> None:
@@ -140,8 +146,10 @@ FAMILIES: dict[str, Any] = {
     "objective": Objective,
     "measurement": Measurement,
     "method": Estimator,
+    "solver": Solver,
     "retraining": Retraining,
 }
+INSIDE = {"solver": "method.solver"}  # groups whose place in the configuration is inside another
 OPTIONS = sorted(file for group in FAMILIES for file in (REPOSITORY / "conf" / group).rglob("*.yaml"))
 each_option = pytest.mark.parametrize("file", OPTIONS, ids=lambda file: f"{file.parent.name}/{file.stem}")
 
@@ -149,6 +157,17 @@ each_option = pytest.mark.parametrize("file", OPTIONS, ids=lambda file: f"{file.
 def settings(file: Path) -> dict[str, Any]:
     """A file's own keys: without Hydra's defaults list and its section."""
     return {key: value for key, value in yaml.safe_load(file.read_text()).items() if key not in ("defaults", "hydra")}
+
+
+def composed(file: Path) -> dict[str, Any]:
+    """A file's keys with those of the options that its defaults list puts inside it (`/solver@solver: cg`)."""
+    listed = [item for item in yaml.safe_load(file.read_text()).get("defaults", []) if item != "_self_"]
+    inside = {}
+    for where, option in (pair for item in listed for pair in item.items() if not pair[0].startswith("override ")):
+        group, _, key = where.removeprefix("/").partition("@")
+        if key:
+            inside[key] = composed(REPOSITORY / "conf" / group / f"{option}.yaml")
+    return {**inside, **settings(file)}
 
 
 def leaves(config: dict[str, Any], prefix: str = "") -> Iterator[str]:
@@ -174,12 +193,12 @@ def test_every_group_has_a_family() -> None:
 @each_option
 def test_an_option_builds_with_its_defaults(file: Path) -> None:
     group = file.parent.name
-    assert isinstance(build(settings(file), FAMILIES[group], group), FAMILIES[group])
+    assert isinstance(build(composed(file), FAMILIES[group], group), FAMILIES[group])
 
 
 @each_option
 def test_an_option_is_its_constructor(file: Path) -> None:
-    for node in nodes(settings(file)):
+    for node in nodes(composed(file)):
         module, _, name = node["_target_"].rpartition(".")
         constructor = inspect.signature(getattr(__import__(module, fromlist=[name]), name)).parameters
         assert set(node) - {"_target_"} == set(constructor)
@@ -196,7 +215,7 @@ def test_an_option_says_what_it_is_and_what_each_key_means(file: Path) -> None:
 
 
 def test_every_setting_has_a_rule_and_every_rule_a_setting() -> None:
-    settable = {f"{file.parent.name}.{key}" for file in OPTIONS for key in leaves(settings(file))}
+    settable = {f"{INSIDE.get(file.parent.name, file.parent.name)}.{key}" for file in OPTIONS for key in leaves(settings(file))}
     for command in ("base", *COMMANDS):
         file = REPOSITORY / "conf" / f"{command}.yaml"
         settable |= set(leaves(settings(file))) if file.exists() else set()

@@ -37,6 +37,7 @@ from influx.training.second_order import Lbfgs, Newton
 SGD = Sgd(lr=0.1, epochs=4, batch_size=16, momentum=0.9, weight_decay=0.02)
 ROWS = np.array([0, 3, 4, 11, 20, 30, 35])
 SEED = 2
+AMPLE = 2**30  # bytes that a trajectory may hold: all of these
 ROUNDING = 1e-12  # float64 losses of size one after a few dozen steps
 
 
@@ -136,7 +137,7 @@ def by_hand(subject: Experiment, start: dict[str, torch.Tensor], left_out: int |
     data, training = subject.data, subject.training
     module = subject.module(seed)
     module.load_state_dict(start)
-    steps = subject.train(seed, NOTHING_KEPT, record=True).trajectory.steps
+    steps = subject.trajectory(seed, NOTHING_KEPT, subject.train(seed, NOTHING_KEPT), AMPLE).steps
     moving = [dict(module.named_parameters())[name] for name in names]
     velocity = [torch.zeros_like(p) for p in moving]
     for step in steps[: epochs * len(steps) // training.epochs]:
@@ -303,7 +304,7 @@ def test_what_varies_between_seeds_and_what_is_held(start):
 @pytest.mark.parametrize(("vary", "init", "order"), [("init", SEED + 1, SEED), ("order", SEED, SEED + 1)])
 def test_a_varied_seed_is_the_plain_loop(vary, init, order):
     subject = made("mlp")
-    steps = subject.train(SEED, NOTHING_KEPT, order=order, record=True).trajectory.steps
+    steps = subject.trajectory(SEED, NOTHING_KEPT, subject.train(SEED, NOTHING_KEPT, order=order), AMPLE, order=order).steps
     truth = retrain(subject, [4], seeds=2, vary=vary)
     losses = []
     for left_out in (None, 4):

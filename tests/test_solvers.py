@@ -219,9 +219,23 @@ def test_damping_named_in_the_warning_is_enough():
     assert solve(Exact(), fitted, rhs, damping=1.05 * named).smallest_eigenvalue > 0  # named to two digits
 
 
-def test_only_exact_limits_the_number_of_parameters():
-    """The command line refuses what exceeds the limit before it trains (test_bad_input)."""
-    assert [InverseCurvature(solver).largest for solver in SOLVERS.values()] == [20_000, None, None]
+def test_only_exact_needs_a_matrix_in_memory():
+    """The command line asks before it trains (test_bad_input). 31 parameters: three matrices of 961 doubles are 23,064 bytes."""
+    fitted = problem("mlp")
+    works = [solver.work(replace(fitted, memory=23_064), 6) for solver in SOLVERS.values()]
+    assert [work.nbytes for work in works] == [23_064, 0, 0]
+    assert all(0 < work.flops < math.inf for work in works)
+    with pytest.raises(InfluxError, match=r"method=exact works on a 31 x 31 matrix, .* memory allows 0\.0: use method=cg .*raise memory"):
+        Exact().work(replace(fitted, memory=23_063), 6)
+
+
+def test_a_curvature_that_a_solver_cannot_invert_is_refused():
+    class Picky(Exact):
+        kinds = ("ggn",)
+
+    method = InverseCurvature(Picky(), "hessian")
+    with pytest.raises(InfluxError, match=r"Picky inverts ggn, not hessian: set method\.curvature=ggn"):
+        method.plan(problem("mlp"), None)
 
 
 # --------------------------------------------------------------------------------------------------------------------- cg

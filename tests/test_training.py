@@ -40,6 +40,7 @@ from influx.training import Task, first_order
 from influx.training.first_order import Adam, AdamW, Sgd
 from influx.training.second_order import Lbfgs, Newton
 
+AMPLE = 2**30  # bytes that a trajectory may hold: all of these
 SHORT = {"epochs": 4, "batch_size": 16, "weight_decay": 0.02}
 FIRST_ORDER = {
     "sgd": Sgd(lr=0.1, momentum=0.0, **SHORT),
@@ -186,6 +187,13 @@ def factors(schedule: str, steps: int) -> list[float]:
     return rule[schedule].tolist()
 
 
+def batches_of(made, seed: int, weights=None) -> list[torch.Tensor]:
+    """The rows of every step, of any network: one with dropout or batch statistics has no trajectory, but it has batches."""
+    weights = torch.ones(1, made.data.n_train, dtype=made.data.train_inputs.dtype) if weights is None else weights
+    task = made.task(seed, weights)
+    return [step.rows for step in made.training.replay(task, made.training.initial(task), len(made.training.rates(made.data.n_train)))]
+
+
 def torch_loop(made, seed: int, batches) -> nn.Module:
     """What anyone would write: an nn.Module, torch.optim, the mean loss of a batch."""
     module = made.module(seed).train()
@@ -205,8 +213,8 @@ def torch_loop(made, seed: int, batches) -> nn.Module:
 )
 def test_training_is_the_plain_loop(network_name, optimiser):
     made = network(network_name, FIRST_ORDER[optimiser])
-    fit = made.train(3, NOTHING_KEPT, record=True)
-    module = torch_loop(made, 3, [step.rows for step in fit.trajectory.steps])
+    fit = made.train(3, NOTHING_KEPT)
+    module = torch_loop(made, 3, batches_of(made, 3))
     ours = {**fit.params, **fit.buffers}
     for name, value in module.state_dict().items():
         assert_close(ours[name], value, rtol=1e-11, atol=1e-12)  # the same float64 steps, sums in another order
@@ -214,9 +222,10 @@ def test_training_is_the_plain_loop(network_name, optimiser):
 
 def test_dropout_is_plain_dropout():
     made = network("dropout", FIRST_ORDER["momentum"])
-    fit = made.train(3, NOTHING_KEPT, record=True)
+    fit = made.train(3, NOTHING_KEPT)
+    batches = batches_of(made, 3)
     with isolated(3, "stochastic layers"):
-        module = torch_loop(made, 3, [step.rows for step in fit.trajectory.steps])
+        module = torch_loop(made, 3, batches)
     for name, value in module.named_parameters():
         assert_close(fit.params[name], value, rtol=1e-11, atol=1e-12)
     without = replace(made, model=DropoutNet(0.0)).train(3, NOTHING_KEPT)
@@ -230,13 +239,13 @@ def test_sgd_with_a_row_left_out_by_hand(nesterov):
     lam, lr, mu, out = 0.02, 0.1, 0.9, 7
     weights = torch.ones(1, made.data.n_train, dtype=torch.float64)
     weights[0, out] = 0.0
-    fit = made.training.fit(made.task(3, weights, record=True))
+    fit = made.training.fit(made.task(3, weights))
     module = made.module(3)
     parameters = list(module.parameters())
     velocity = [torch.zeros_like(p) for p in parameters]
-    for step in fit.trajectory.steps:
-        kept = step.rows[step.rows != out]
-        loss = torch_loss(module(made.data.train_inputs[kept]), made.data.train_targets[kept]).sum() / len(step.rows)
+    for rows in batches_of(made, 3, weights):
+        kept = rows[rows != out]
+        loss = torch_loss(module(made.data.train_inputs[kept]), made.data.train_targets[kept]).sum() / len(rows)
         objective = loss + lam / 2 * sum(p.square().sum() for p in parameters)
         for p, v, g in zip(parameters, velocity, torch.autograd.grad(objective, parameters), strict=True):
             v.mul_(mu).add_(g)
@@ -249,12 +258,12 @@ def test_adamw_adds_the_coupled_penalty_and_then_shrinks():
     """Adam with bias correction on g + λθ, after θ ← (1 − lr·d)θ: Loshchilov & Hutter's algorithm 2 by hand."""
     training = FIRST_ORDER["adamw"]
     made = network("mlp", training)
-    fit = made.train(3, NOTHING_KEPT, record=True)
+    fit = made.train(3, NOTHING_KEPT)
     module = made.module(3)
     parameters = list(module.parameters())
     first, second = ([torch.zeros_like(p) for p in parameters] for _ in range(2))
-    for t, step in enumerate(fit.trajectory.steps, 1):
-        loss = torch_loss(module(made.data.train_inputs[step.rows]), made.data.train_targets[step.rows]).mean()
+    for t, rows in enumerate(batches_of(made, 3), 1):
+        loss = torch_loss(module(made.data.train_inputs[rows]), made.data.train_targets[rows]).mean()
         objective = loss + training.weight_decay / 2 * sum(p.square().sum() for p in parameters)
         for p, m, v, g in zip(parameters, first, second, torch.autograd.grad(objective, parameters), strict=True):
             m.mul_(training.beta1).add_((1 - training.beta1) * g)
@@ -315,7 +324,7 @@ def test_k_networks_on_digits_are_k_plain_torch_loops(name, dtype):
     weights[1, 17] = 0.0
     weights[2, torch.randperm(400, generator=torch.Generator().manual_seed(0))[:200]] = 0.0
     weights[3, made.data.train_targets == 8] = 0.0
-    batches = [step.rows for step in made.train(3, NOTHING_KEPT, record=True).trajectory.steps]
+    batches = batches_of(made, 3)
     assert [len(rows) for rows in batches] == 6 * [64, 64, 64, 64, 64, 64, 16]
     fit = made.training.fit(made.task(3, weights))
     for k in range(4):
@@ -328,8 +337,7 @@ def test_k_networks_on_digits_are_k_plain_torch_loops(name, dtype):
 
 
 def recorded_rows(made, seed: int, weights=None) -> list[list[int]]:
-    weights = torch.ones(1, made.data.n_train, dtype=made.data.train_inputs.dtype) if weights is None else weights
-    return [step.rows.tolist() for step in made.training.fit(made.task(seed, weights, record=True)).trajectory.steps]
+    return [rows.tolist() for rows in batches_of(made, seed, weights)]
 
 
 def test_batch_order_is_a_function_of_the_seed():
@@ -358,8 +366,8 @@ def test_a_full_batch_takes_all_rows_in_order():
 @pytest.mark.parametrize("schedule", ["constant", "linear", "cosine", "step"])
 def test_a_recorded_trajectory_replays(schedule):
     made = network("mlp", Sgd(lr=0.1, momentum=0.0, schedule=schedule, **SHORT))
-    fit = made.train(3, NOTHING_KEPT, record=True)
-    steps = fit.trajectory.steps
+    fit = made.train(3, NOTHING_KEPT)
+    steps = made.trajectory(3, NOTHING_KEPT, fit, AMPLE).steps
     assert len(steps) == 4 * 3
     assert_close([s.lr for s in steps], [0.1 * f for f in factors(schedule, 12)], rtol=1e-14, atol=1e-16)
     start = dict(made.module(3).named_parameters())
@@ -375,12 +383,18 @@ def test_a_recorded_trajectory_replays(schedule):
 
 
 @pytest.mark.parametrize("optimiser", ["momentum", "adam"])
-def test_recording_changes_nothing(optimiser):
+def test_checkpoints_change_nothing_and_are_steps_of_the_run(optimiser):
     made = network("mlp", FIRST_ORDER[optimiser])
-    plain, recorded = (made.train(3, NOTHING_KEPT, record=record) for record in (False, True))
-    assert plain.trajectory is None
-    assert all(torch.equal(plain.params[name], recorded.params[name]) for name in plain.params)
-    assert not any(torch.equal(recorded.trajectory.steps[-1].params[name], recorded.params[name]) for name in plain.params)
+    plain, marked = (made.train(3, NOTHING_KEPT, checkpoints=count) for count in (1, 4))
+    assert all(torch.equal(plain.params[name], marked.params[name]) for name in plain.params)
+    trajectory = made.trajectory(3, NOTHING_KEPT, plain, AMPLE, checkpoints=4)
+    steps = trajectory.steps
+    assert [snapshot.step for snapshot in trajectory.snapshots] == [0, 3, 6, 9]  # four epochs of three steps
+    for snapshot in trajectory.snapshots:
+        assert all(torch.equal(value, steps[snapshot.step].params[name]) for name, value in snapshot.params.items())
+    assert [rate for _, rate in trajectory.checkpoints] == [made.training.lr] * 4
+    assert all(torch.equal(trajectory.checkpoints[-1][0][name], plain.params[name]) for name in plain.params)
+    assert not any(torch.equal(steps[-1].params[name], plain.params[name]) for name in plain.params)
 
 
 @pytest.mark.parametrize("network_name", ["mlp", "batch norm", "dropout"])

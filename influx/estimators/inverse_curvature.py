@@ -10,9 +10,11 @@ With the GGN in place of the Hessian it predicts the proximal Bregman response i
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -24,6 +26,8 @@ from influx.estimators.base import Estimate, Estimator
 from influx.problem import Problem
 from influx.record import Record
 from influx.solvers.base import Solution, Solver
+from influx.solvers.factored import FactoredInverse, FactoredSolver
+from influx.stacking import blocks
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,8 @@ class InverseCurvature(Estimator):
     def estimate(self, problem: Problem, record: Record, seed: int) -> Estimate:
         problem = problem.select(self.params)
         curvature = Curvature(problem, self.curvature, self.damping)
+        if isinstance(self.solver, FactoredSolver):
+            return _in_eigenbasis(self.solver.inverse(curvature, seed), problem.columns(self.solver.copies), seed)
         influence = problem.empty()
         solves: list[dict[str, Any]] = []
         for columns in problem.columns(self.solver.copies):
@@ -65,6 +71,14 @@ class InverseCurvature(Estimator):
         return Estimate(influence / problem.n_train, solves)
 
 
+def _in_eigenbasis(inverse: FactoredInverse, columns: list[slice], seed: int) -> Estimate:
+    """The same product, with neither gradients nor right-hand sides formed where both are of rank one."""
+    influence = inverse.problem.empty().zero_()
+    for part in columns:
+        inverse.influence(part, influence[:, part])
+    return Estimate(influence.div_(inverse.problem.n_train), inverse.account(seed))
+
+
 def inverse_cost(method: InverseCurvature, problem: Problem, columns: int | None = None) -> Cost:
     """What the solves for so many right-hand sides (n_test) and their products with all training gradients take.
 
@@ -72,15 +86,51 @@ def inverse_cost(method: InverseCurvature, problem: Problem, columns: int | None
         InfluxError: the solver cannot invert this curvature, or cannot take this problem.
     """
     solver, m = method.solver, problem.n_test if columns is None else columns
+    if not isinstance(solver, Solver):
+        raise InfluxError(f"method.solver={solver} is not possible: an option is chosen by solver@method.solver={solver}.")
     if method.curvature not in solver.kinds:
         raise InfluxError(
             f"{type(solver).__name__} inverts {' or '.join(solver.kinds)}, not {method.curvature}: set method.curvature={solver.kinds[0]}."
         )
-    block = problem.columns(solver.copies)[0]
     own = solver.work(problem, m)
-    held = solver.copies * problem.theta.nbytes * (block.stop - block.start)
+    each = solver.copies * problem.theta.nbytes
+    held = min(m * each, max(each, problem.memory // 2))
     every = Cost(gradients=problem.n_train + m, flops=2.0 * problem.n_train * m * problem.n_params, nbytes=held + own.nbytes)
     return every + own
+
+
+@dataclass(frozen=True)
+class Solved:
+    """A block of training examples: |g_i|, g_i/|g_i| (0 for a zero gradient), A⁻¹ g_i/|g_i|, and a row of diagnostics each.
+
+    Unit right-hand sides, so that no product of small numbers vanishes in float32.
+    """
+
+    rows: slice
+    norms: Float[Tensor, " rows"]
+    unit: Float[Tensor, "rows p"]
+    x: Float[Tensor, "p rows"]
+    solves: list[dict[str, Any]]
+
+
+def training_solves(method: InverseCurvature, problem: Problem, seed: int) -> Iterator[Solved]:
+    """`A⁻¹ ∇ℓ_i` for every training example, as many at once as memory allows; `problem` has its parameters selected."""
+    curvature = Curvature(problem, method.curvature, method.damping)
+    for rows in blocks(problem.n_train, method.solver.copies * problem.theta.nbytes, problem.memory // 2):
+        gradients = problem.loss_gradients(problem.train.take(rows))
+        norms = normalise(gradients)
+        solution = method.solver.solve(curvature, gradients.T, seed)
+        solves = [{**row, "name": "iHVP of a training gradient", "test_index": None} for row in account(solution)]
+        yield Solved(rows, norms, gradients, solution.x, solves)
+
+
+def normalise(gradients: Float[Tensor, "rows p"]) -> Float[Tensor, " rows"]:
+    """Scale each row to unit length, in place; zeros stay. Returns the lengths, right for rows whose squares would underflow."""
+    peaks = torch.linalg.vector_norm(gradients, ord=torch.inf, dim=1)
+    gradients /= torch.where(peaks > 0, peaks, 1.0).unsqueeze(1)
+    lengths = gradients.norm(dim=1)
+    gradients /= lengths.clamp_min(1.0).unsqueeze(1)
+    return peaks * lengths
 
 
 def account(solution: Solution) -> list[dict[str, Any]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import asdict, dataclass
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
@@ -111,7 +112,7 @@ def _write_top(session: Session, influence: Float[np.ndarray, "n_train n_test"],
 
 def write_diagnostics(session: Session, solves: list[dict[str, Any]], test_index: Int[np.ndarray, " n_test"]) -> None:
     """`diagnostics.csv`: a row a solve, then a row a stage with its seconds."""
-    rows = [{"kind": "solve", "name": "iHVP", "test_index": t, **row} for t, row in zip(test_index, solves, strict=False)]
+    rows = [{"kind": "solve", "name": "iHVP", "test_index": t, **row} for t, row in zip_longest(test_index[: len(solves)], solves)]
     stages = [{"kind": "stage", "name": name, "seconds": s} for name, s in session.folder.record["stage_seconds"].items()]
     columns = ["kind", "name", "test_index", *SOLVE_COLUMNS, "seconds"]
     table = pd.DataFrame([*rows, *stages], columns=columns).astype({"test_index": "Int64", "iterations": "Int64"})  # empty for stages

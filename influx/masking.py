@@ -1,0 +1,240 @@
+"""Turn-over dropout: every training example trains a sub-network of its own (Kobayashi, Yokoi, Suzuki & Inui 2020, section 3).
+
+A hidden unit is *kept* by example i with probability 1 − rate, drawn once and for all. Training uses i with its own mask, the units that
+it keeps scaled by 1/(1 − rate); its *flipped* mask, the complement, has the units that i never moved, scaled by 1/rate. Prediction uses
+the whole network.
+
+Masks are a function of (seed, layer, example, unit) made of integers alone: the same on every device and in every number format, and
+nothing is stored. Which example a row belongs to, and which of its masks is meant, travels with its inputs as one more column, the
+*ticket*: index + 1 for the own mask, −(index + 1) for the flipped one, 0 for none. Training and gradients know nothing of all this.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from influx.errors import InfluxError
+from influx.models.base import ACTIVATIONS, Model, Shape
+from influx.seeding import derive
+from influx.stacking import mixes_rows
+
+MOST = 2**24  # examples: float32 holds every whole number up to here
+WORD = 2**32 - 1
+
+MASKED = (
+    *ACTIVATIONS.values(), nn.CELU, nn.ELU, nn.Hardtanh, nn.Hardswish, nn.LeakyReLU, nn.LogSigmoid, nn.Mish, nn.PReLU, nn.ReLU6,
+    nn.Softplus, nn.Softsign, nn.Tanhshrink,
+)  # fmt: skip
+WEIGHTED = (nn.Linear, nn.modules.conv._ConvNd)
+
+
+# -------------------------------------------------------------------------------------------------------------------- masks
+
+
+def _mixed(word: Int[Tensor, " *shape"]) -> Int[Tensor, " *shape"]:
+    """A bijection of 32-bit words that spreads every bit over all others (Wellons' two-round multiply-xorshift, "hash-prospector"); both
+    factors are below 2^31, so that no product leaves 63 bits."""
+    word = ((word ^ (word >> 16)) * 0x21F0AAAD) & WORD
+    word = ((word ^ (word >> 15)) * 0x735A2D97) & WORD
+    return word ^ (word >> 15)
+
+
+def keeps(index: Int[Tensor, " rows"], units: int, rate: float, seed: int, layer: int) -> Bool[Tensor, "rows units"]:
+    """Which units of a layer each example keeps: independent bits of probability 1 − rate (to 2⁻³³)."""
+    key = derive(seed, "turn-over dropout", layer)
+    example = _mixed((index & WORD) ^ (key & WORD))
+    unit = _mixed(torch.arange(units, device=index.device) ^ (key >> 32))
+    return _mixed(example.unsqueeze(1) ^ unit) >= round(rate * 2**32)
+
+
+def factors(tickets: Float[Tensor, " rows"], units: int, rate: float, seed: int, layer: int) -> Float[Tensor, "rows units"]:
+    """What each unit's result is multiplied by: 0 or the scale of its mask, 1 throughout for a ticket of 0."""
+    own = (tickets > 0).unsqueeze(1)
+    used = keeps(tickets.abs().long() - 1, units, rate, seed, layer) == own
+    scale = torch.full_like(tickets, 1 / rate).masked_fill(tickets > 0, 1 / (1 - rate))  # [rows]
+    return (used * scale.unsqueeze(1)).masked_fill((tickets == 0).unsqueeze(1), 1.0)
+
+
+def tickets(index: Int[np.ndarray, " rows"]) -> Float[Tensor, " rows"]:
+    """Own masks of the examples at these places in the data set's order.
+
+    Raises:
+        InfluxError: a place that float32 cannot tell from the next.
+    """
+    if index.max(initial=0) + 1 > MOST:
+        raise InfluxError(
+            f"method=turnover_dropout tells examples apart by their place in the data set, up to {MOST:,}; this one has place "
+            f"{index.max():,}: choose examples that come before with dataset.train_index."
+        )
+    return torch.from_numpy(index + 1.0)
+
+
+# -------------------------------------------------------------------------------------------------- where a network is masked
+
+
+@dataclass(frozen=True)
+class Site:
+    """One call of an activation whose result is masked: one bit a unit behind a linear layer, one a channel behind a convolution."""
+
+    name: str
+    call: int
+    units: int
+    channels: bool
+
+    def masked(self, result: Float[Tensor, " groups each *shape"], mask: Float[Tensor, "groups units"]) -> Tensor:
+        """Rows in groups, the rows of a group under the same mask."""
+        after = result.dim() - 3 if self.channels else 0  # dimensions behind the units' own
+        before = result.dim() - 2 - after
+        return result * mask.view(len(mask), *[1] * before, self.units, *[1] * after)
+
+
+def find_sites(net: nn.Module, example: Float[Tensor, " 1 *shape"]) -> tuple[Site, ...]:
+    """The activations whose results are masked: the first behind each linear layer or convolution, if another such layer follows.
+
+    They have to be modules (`nn.ReLU`, not `functional.relu`), because those are what a run of the network shows.
+
+    Raises:
+        InfluxError: there is none, or the network normalises by the batch, so that examples do not train apart.
+    """
+    if mixes_rows(net):
+        raise InfluxError(
+            "method=turnover_dropout trains each example on units of its own, and batch normalisation mixes the examples of a batch: use a "
+            "model without it (model.batch_norm=false)."
+        )
+    found: list[Site] = []
+    waiting: list[Site] = []
+    weighted: nn.Module | None = None
+    calls: Counter[str] = Counter()
+
+    def seen(name: str, part: nn.Module, result: Tensor) -> None:
+        nonlocal weighted
+        if isinstance(part, WEIGHTED):
+            found.extend(waiting)
+            waiting.clear()
+            weighted = part
+        elif isinstance(part, MASKED) and weighted is not None:
+            channels = not isinstance(weighted, nn.Linear)
+            waiting.append(Site(name, calls[name], result.shape[1 if channels else -1], channels))
+            weighted = None
+        calls[name] += 1
+
+    leaves = {name: part for name, part in net.named_modules() if not any(part.children())}
+    with _hooked(leaves, seen), torch.no_grad():
+        net(example)
+    if not found:
+        raise InfluxError(
+            "method=turnover_dropout masks hidden units, and this model has no hidden layer with an activation module behind it: use "
+            "model=mlp, or another method."
+        )
+    return tuple(found)
+
+
+@contextmanager
+def _hooked(parts: dict[str, nn.Module], act: Callable[[str, nn.Module, Tensor], Any]) -> Iterator[None]:
+    """Within, every call of one of the parts goes through `act`; what that returns, unless None, takes the result's place."""
+
+    def hook(name: str) -> Callable[[nn.Module, Any, Tensor], Any]:
+        return lambda part, _, result: act(name, part, result)
+
+    handles = [part.register_forward_hook(hook(name)) for name, part in parts.items()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+class MaskedNet(nn.Module):
+    """`net` under the masks that each row's ticket, the last column of its flattened inputs, asks for."""
+
+    def __init__(self, net: nn.Module, shape: tuple[int, ...], rate: float, seed: int) -> None:
+        super().__init__()
+        self.net, self.shape, self.rate, self.seed = net.eval(), shape, rate, seed
+        self.sites = find_sites(net, torch.zeros(1, *shape))
+
+    def forward(self, inputs: Float[Tensor, "rows features1"]) -> Float[Tensor, "rows out"]:
+        with self._masking(inputs[:, -1], 0):
+            return self.net(inputs[:, :-1].unflatten(1, self.shape))
+
+    def before(self, inputs: Float[Tensor, "rows features1"]) -> Float[Tensor, " rows *hidden"]:
+        """Each row up to its first mask, whatever its ticket: what all masks of it have in common."""
+        hidden = inputs[:, :-1].unflatten(1, self.shape)
+        for part in self._chain[: self._shared]:
+            hidden = part(hidden)
+        return hidden
+
+    def after(self, hidden: Float[Tensor, " rows *hidden"], tickets: Float[Tensor, " masks"]) -> Float[Tensor, "masks rows out"]:
+        """Every row under every mask, from where `before` left off."""
+        first = self._shared > 0
+        grouped = hidden.unsqueeze(0)
+        if first:
+            grouped = self.sites[0].masked(grouped, self._factors(tickets, 0))
+        result = grouped.expand(len(tickets), *hidden.shape).flatten(0, 1)
+        with self._masking(tickets, int(first)):
+            for part in self._chain[self._shared :]:
+                result = part(result)
+        return result.unflatten(0, (len(tickets), -1))
+
+    def masks(self, tickets: Float[Tensor, " rows"]) -> Bool[Tensor, "rows units"]:
+        """Which units of all masked layers are in use."""
+        return torch.cat([self._factors(tickets, layer) > 0 for layer in range(len(self.sites))], dim=1)
+
+    @property
+    def _chain(self) -> list[nn.Module]:
+        """The parts that run one after the other; the whole network where that cannot be known."""
+        return _parts(self.net)
+
+    @property
+    def _shared(self) -> int:
+        """How many of them come before the first mask; 0 when it lies inside one of them."""
+        first = self.net.get_submodule(self.sites[0].name)
+        places = [at for at, part in enumerate(self._chain) if part is first]
+        return places[self.sites[0].call] + 1 if places else 0
+
+    def _factors(self, tickets: Float[Tensor, " rows"], layer: int) -> Float[Tensor, "rows units"]:
+        return factors(tickets, self.sites[layer].units, self.rate, self.seed, layer)
+
+    @contextmanager
+    def _masking(self, tickets: Float[Tensor, " groups"], begin: int) -> Iterator[None]:
+        """Within, the results at all sites from number `begin` on are masked, rows in as many groups as there are tickets."""
+        layers = {(site.name, site.call): at for at, site in enumerate(self.sites)}
+        calls: Counter[str] = Counter({site.name: site.call + 1 for site in self.sites[:begin]})
+
+        def masked(name: str, _: nn.Module, result: Tensor) -> Tensor | None:
+            layer = layers.get((name, calls[name]))
+            calls[name] += 1
+            if layer is None:
+                return None
+            grouped = result.unflatten(0, (len(tickets), -1))
+            return self.sites[layer].masked(grouped, self._factors(tickets, layer)).flatten(0, 1)
+
+        with _hooked({site.name: self.net.get_submodule(site.name) for site in self.sites}, masked):
+            yield
+
+
+def _parts(net: nn.Module) -> list[nn.Module]:
+    if isinstance(net, nn.Sequential) and type(net).forward is nn.Sequential.forward:
+        return [part for child in net._modules.values() if child is not None for part in _parts(child)]
+    return [net]
+
+
+@dataclass(frozen=True)
+class Masked(Model):
+    """`model` for examples of a shape, under masks of a rate, drawn from a seed."""
+
+    model: Model
+    inputs: tuple[int, ...]
+    rate: float
+    seed: int
+
+    def module(self, shape: Shape) -> nn.Module:
+        return MaskedNet(self.model.module(Shape(self.inputs, shape.n_outputs, shape.task)), self.inputs, self.rate, self.seed)

@@ -1,0 +1,379 @@
+"""The contract of a method, checked for every YAML in conf/method: one suite, no edit for a new method.
+
+A method passes by its YAML alone. What a method cannot take it says in `plan` (skipped here, with its message); every method takes the MLP.
+A property that a method's definition rules out is listed in `EXEMPT`, with the reason.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import math
+import re
+from dataclasses import asdict, replace
+from functools import cache
+from pathlib import Path
+from tempfile import mkdtemp
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+from problems import NOTHING_KEPT, dense, experiment
+from scipy.stats import spearmanr
+from torch.testing import assert_close
+
+from influx import stacking
+from influx.cost import Cost
+from influx.datasets import Data
+from influx.errors import InfluxError
+from influx.estimators import Estimator
+from influx.estimators.external import External
+from influx.experiment import Experiment
+from influx.instantiate import build
+from influx.laboratory import Laboratory
+from influx.measurements import LogProbability, MeanLoss
+from influx.problem import Problem
+from influx.store import Store
+from influx.training.first_order import Sgd
+
+CONF = Path(__file__).parents[1] / "conf"
+METHODS = sorted(path.stem for path in (CONF / "method").glob("*.yaml"))
+ROWS = ("ridge", "mlp", "conv")
+SEED = 4
+AMPLE = 2**30
+SHARED = Store(Path(mkdtemp()))  # trainings that several tests ask for
+
+pytestmark = pytest.mark.filterwarnings("ignore::influx.errors.AccuracyWarning")  # small settings say that they are small
+
+Prepared = tuple[Estimator, Problem, Laboratory]
+
+SMALL: dict[str, Any] = {  # wherever a method has this key: as little as the suite needs
+    "depth": 60, "subsets": 24, "permutations": 1, "dim": 16, "models": 2, "neighbors": 3,
+}  # fmt: skip
+
+SCALE = {  # how far a calibrated method's slope may be from 1 at a convex optimum, where it is not the influence function itself
+    "ekfac": 0.2, "kfac": 0.2,  # activations and output gradients taken as independent: exact for one output, 10-14 % off for three
+}  # fmt: skip
+
+RANDOM = "each row's score is a draw of its own"
+SETS = "random sets of rows are drawn by their places"
+EXEMPT: dict[str, dict[str, str]] = {  # property -> method -> why its definition rules the property out
+    "permuted rows": {
+        "random": RANDOM, "subset": SETS, "datamodels": SETS, "data_shapley": SETS,
+    },
+    "duplicates": {
+        "random": RANDOM, "subset": SETS, "datamodels": SETS, "data_shapley": SETS,
+        "turnover_dropout": "an example's mask is its place's, and so a copy's is another",
+        "external": "a file names a place once",
+    },
+    "permuted columns": {"random": RANDOM},
+    "scale": {"datainf": "a mean of inverses is not the inverse of a mean: up to 20 times too much, by how alike the gradients are"},
+    "sign": {
+        "random": RANDOM, "external": "the file's scores are made up here",
+        "subset": SETS, "datamodels": SETS, "data_shapley": SETS, "turnover_dropout": "noise of two small models",
+    },
+    "higher is better": {"random": "knows nothing", "external": "the file is what it is"},
+    "mean": {
+        "random": RANDOM, "external": "the file has a column of its own for the whole set", "datamodels": "a lasso is not linear",
+        "data_shapley": "where an order is cut off depends on all test examples together",
+        "grad_cos": "the cosine with a mean is no mean of cosines",
+    },
+}  # fmt: skip
+
+
+# ---------------------------------------------------------------------------------------------------------------- subjects
+
+
+@cache
+def world(row: str, dtype: torch.dtype = torch.float64) -> Experiment:
+    """Row `row` of the tiny problems under a short full-batch SGD, which every method can follow and whose rows have no order."""
+    return experiment(row, dtype, training=Sgd(lr=0.1, epochs=6, batch_size=None, momentum=0.9, weight_decay=0.05))
+
+
+@cache
+def converged(row: str) -> Experiment:
+    """At the optimum of a convex problem: 0.7^(epochs/2) = 2e-8 is what momentum leaves of the way there."""
+    return experiment(row, training=Sgd(lr=0.5, epochs=100, batch_size=None, momentum=0.7, weight_decay=0.05))
+
+
+def with_rows(made: Experiment, rows: torch.Tensor, columns: torch.Tensor | None = None) -> Experiment:
+    """The experiment on training examples `rows` of it, and test examples `columns`."""
+    data = made.data
+    at = torch.arange(data.n_test) if columns is None else columns
+    chosen = replace(
+        data, train_inputs=data.train_inputs[rows], train_targets=data.train_targets[rows], train_index=data.train_index[rows.numpy()],
+        test_inputs=data.test_inputs[at], test_targets=data.test_targets[at], test_index=data.test_index[at.numpy()],
+    )  # fmt: skip
+    return replace(made, data=chosen)
+
+
+def laboratory(made: Experiment, *, trained: bool = True, memory: int = AMPLE, store: Store | None = None) -> Laboratory:
+    store = SHARED if store is None else store
+    model = made.train(SEED, store, checkpoints=3) if trained else None
+    return Laboratory(made, store, SEED, memory, 3, 1, model)
+
+
+@cache
+def node(method: str) -> dict[str, Any]:
+    """The method's composed configuration."""
+    with initialize_config_dir(str(CONF), version_base=None):
+        config = compose("estimate", overrides=[f"method={method}"])
+    return OmegaConf.to_container(config["method"])
+
+
+@cache
+def scores_file(data: Data, whole_set: bool) -> str:
+    """What another program wrote for this data: scores that are a function of the examples, rows and columns in another order."""
+    names = data.train_index[::-1], np.array([-1]) if whole_set else data.test_index[::-1]
+    place = Path(mkdtemp()) / "scores.npz"
+    np.savez(place, influence=np.sin(np.add.outer(names[0], 7.0 * names[1])), train_index=names[0], test_index=names[1])
+    return str(place)
+
+
+def estimator(method: str, made: Experiment, **changes: Any) -> Estimator:
+    """The method as shipped, made small."""
+
+    def small(part: dict[str, Any]) -> dict[str, Any]:
+        few = {key: min(value, SMALL[key]) if key in SMALL and isinstance(value, int) else value for key, value in part.items()}
+        return {key: small(value) if isinstance(value, dict) else value for key, value in few.items()}
+
+    settings = small({**node(method), **changes})
+    if settings["_target_"].endswith(".External"):
+        settings["path"] = scores_file(made.data, made.measurement.whole_set)
+    return build(settings, Estimator, "method")
+
+
+def prepared(method: str, made: Experiment, memory: int = AMPLE, store: Store | None = None, **changes: Any) -> Prepared:
+    """All that an estimate takes; a problem that the method cannot take is skipped with what it says."""
+    lab = laboratory(made, memory=memory, store=store)
+    fitted = made.problem(lab.trained, SEED, memory)
+    chosen = estimator(method, made, **changes)
+    planned(chosen, fitted, lab)
+    return chosen, fitted, lab
+
+
+def planned(chosen: Estimator, fitted: Problem, lab: Laboratory) -> Cost:
+    try:
+        if chosen.needs_trajectory:
+            lab.check_trajectory()
+        return chosen.plan(fitted, lab)
+    except InfluxError as refusal:
+        assert re.fullmatch(r"[^\n]{20,}\.", str(refusal))  # one line, a sentence
+        pytest.skip(str(refusal))
+
+
+def run(method: str, made: Experiment, memory: int = AMPLE, store: Store | None = None, **changes: Any) -> torch.Tensor:
+    chosen, fitted, lab = prepared(method, made, memory, store, **changes)
+    return chosen.estimate(fitted, lab, SEED).influence
+
+
+@cache
+def estimate(method: str, row: str, dtype: torch.dtype = torch.float64) -> torch.Tensor:
+    return run(method, world(row, dtype))
+
+
+def close(one: torch.Tensor, other: torch.Tensor, within: float = 1e-8) -> None:
+    """Equal to the rounding of an iterative float64 method, relative to the largest score."""
+    assert_close(one, other, rtol=0, atol=within * other.abs().max().item())
+
+
+def unless_exempt(what: str) -> Any:
+    """Every method, but those that the definition exempts."""
+    return pytest.mark.parametrize("method", [method for method in METHODS if method not in EXEMPT[what]])
+
+
+every_method = pytest.mark.parametrize("method", METHODS)
+each_row = pytest.mark.parametrize("row", ROWS)
+
+
+# ------------------------------------------------------------------------------------------------------------- the contract
+
+
+@each_row
+@every_method
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_shape_type_and_numbers(method, row, dtype):
+    made = world(row, dtype)
+    found = estimate(method, row, dtype)
+    assert found.shape == (made.data.n_train, made.data.n_test)
+    assert found.dtype == dtype
+    assert torch.isfinite(found).all()
+    assert not found.requires_grad
+    assert (found.abs().amax(0) > 0).all()
+
+
+@every_method
+def test_every_method_takes_a_small_network(method):
+    assert estimate(method, "mlp").shape == (36, 6)
+
+
+@each_row
+@every_method
+def test_a_plan_is_made_before_training_and_stays_the_same(method, row):
+    """`laboratory(trained=False)` raises when anything but facts is asked for."""
+    made = world(row)
+    chosen, lab = estimator(method, made), laboratory(made, trained=False)
+    before = planned(chosen, made.untrained(SEED), lab)
+    after = chosen.plan(made.problem(made.train(SEED, SHARED), SEED), lab)
+    for cost in (before, after):
+        assert all(math.isfinite(value) and value >= 0 for value in asdict(cost).values())
+    assert before == after
+
+
+@every_method
+def test_the_same_seed_gives_the_same_bytes_whatever_the_global_state(method):
+    torch.manual_seed(1)
+    np.random.seed(1)  # noqa: NPY002
+    first = run(method, world("mlp"), store=NOTHING_KEPT)
+    states = torch.random.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
+    torch.manual_seed(2)
+    np.random.seed(2)  # noqa: NPY002
+    others = torch.random.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
+    assert torch.equal(run(method, world("mlp"), store=NOTHING_KEPT), first)
+    assert torch.equal(torch.random.get_rng_state(), others[0])  # nor is it touched
+    assert np.array_equal(np.random.get_state()[1], others[1])  # noqa: NPY002
+    assert not torch.equal(states[0], others[0])
+
+
+@every_method
+def test_the_problem_is_left_alone(method):
+    made = world("mlp")
+    chosen, fitted, lab = prepared(method, made)
+    before = {key: value.clone() for key, value in {**fitted.params, **fitted.module.state_dict()}.items()}
+    chosen.estimate(fitted, lab, SEED)
+    assert all(torch.equal(before[key], value) for key, value in {**fitted.params, **fitted.module.state_dict()}.items())
+    assert not fitted.module.training
+    assert all(parameter.grad is None and parameter.requires_grad for parameter in fitted.module.parameters())
+
+
+# --------------------------------------------------------------------------------------------------------------- symmetries
+
+
+@pytest.mark.parametrize("row", ["ridge", "softmax", "mlp"])
+@unless_exempt("permuted rows")
+def test_permuting_training_examples_permutes_rows(method, row):
+    order = torch.randperm(world(row).data.n_train, generator=torch.Generator().manual_seed(0))
+    close(run(method, with_rows(world(row), order)), estimate(method, row)[order])
+
+
+@pytest.mark.parametrize("row", ["ridge", "softmax", "mlp"])
+@unless_exempt("permuted columns")
+def test_permuting_test_examples_permutes_columns(method, row):
+    order = torch.tensor([3, 1, 5, 0, 2, 4])
+    shuffled = with_rows(world(row), torch.arange(world(row).data.n_train), order)
+    close(run(method, shuffled), estimate(method, row)[:, order])
+
+
+@pytest.mark.parametrize("row", ["ridge", "softmax", "mlp"])
+@unless_exempt("duplicates")
+def test_duplicated_training_examples_score_alike(method, row):
+    rows = torch.cat([torch.arange(world(row).data.n_train), torch.tensor([0, 7])])
+    found = run(method, with_rows(world(row), rows))
+    close(found[-2:], found[[0, 7]])
+
+
+@pytest.mark.parametrize("row", ["ridge", "mlp"])
+@unless_exempt("higher is better")
+def test_log_probability_is_minus_the_loss(method, row):
+    close(run(method, replace(world(row), measurement=LogProbability())), -estimate(method, row), 1e-6)  # both solves of a lasso
+
+
+@pytest.mark.parametrize("row", ["ridge", "mlp"])
+@unless_exempt("mean")
+def test_the_whole_sets_score_is_the_mean(method, row):
+    whole = run(method, replace(world(row), measurement=MeanLoss()))
+    assert whole.shape == (world(row).data.n_train, 1)
+    # linear in the right-hand side, up to the tolerance that cg stops at (1e-8 of each side, times a condition of 70)
+    close(whole, estimate(method, row).mean(1, keepdim=True), 1e-6)
+
+
+@every_method
+def test_a_whole_sets_measurement_has_one_column(method):
+    found = run(method, replace(world("conv"), measurement=MeanLoss()))
+    assert found.shape == (24, 1)
+    assert torch.isfinite(found).all()
+
+
+# ----------------------------------------------------------------------------------------------------------------- numerics
+
+
+@each_row
+@every_method
+def test_float32_ranks_like_float64(method, row):
+    ours = [estimate(method, row, dtype).double() for dtype in (torch.float32, torch.float64)]
+    for single, double in zip(*((1e4 * found / found.abs().max()).round().T for found in ours), strict=True):  # ties stay ties
+        assert spearmanr(single, double).statistic >= 0.999  # one swapped pair of neighbours among 24 costs 0.0009
+
+
+@pytest.mark.parametrize("row", ["mlp", "conv"])
+@every_method
+def test_blocks_and_memory_change_nothing(method, row, monkeypatch):
+    made, whole = world(row), estimate(method, row)
+    fitted, lab = made.untrained(SEED), laboratory(made, trained=False)
+    rows, vectors = (3, 8) if row == "mlp" else (12, 24)
+    monkeypatch.setattr(stacking, "BLOCK_BYTES", 12 * rows * fitted.bytes_per_row)  # where twelve layer outputs are kept: rows at a time
+    chosen, memory = estimator(method, made), vectors * fitted.theta.nbytes
+    while not _fits(chosen, replace(fitted, memory=memory), lab):
+        memory *= 2
+    close(run(method, made, memory=memory), whole, 1e-6)  # cg shares its search space among the columns of a block, to its tolerance
+
+
+def _fits(chosen: Estimator, fitted: Problem, lab: Laboratory) -> bool:
+    try:
+        chosen.plan(fitted, lab)
+    except InfluxError:
+        return fitted.memory > AMPLE  # nothing to do with memory
+    return True
+
+
+# --------------------------------------------------------------------------------------------------------- sign and scale
+
+
+@pytest.mark.parametrize("row", ["ridge", "softmax", "mlp"])
+@unless_exempt("sign")
+def test_removing_the_test_examples_own_copy_raises_its_loss(method, row):
+    """A training example is helpful to itself: the influence of its removal on its own loss is positive."""
+    made = world(row) if row == "mlp" else converged(row)
+    data = made.data
+    own = replace(data, test_inputs=data.train_inputs, test_targets=data.train_targets, test_index=data.train_index)
+    found = run(method, replace(made, data=own)).diagonal()
+    assert (found >= 0).all()
+    assert (found > 0).any()
+
+
+@pytest.mark.parametrize("row", ["ridge", "softmax"])
+@unless_exempt("scale")
+def test_a_calibrated_methods_scale_is_the_influence_functions(method, row):
+    """At the optimum of a convex problem, where all of them aim at `(1/n) ∇m_tᵀ H⁻¹ ∇ℓ_i`; damping off."""
+    undamped = {"damping": 0.0} if "damping" in node(method) else {}
+    made = converged(row)
+    chosen, fitted, lab = prepared(method, made, **undamped)
+    if not chosen.calibrated:
+        pytest.skip("right up to a factor")
+    found = chosen.estimate(fitted, lab, SEED).influence
+    wanted = dense(fitted).influence("hessian")
+    slope = ((wanted * found).sum() / found.square().sum()).item()
+    assert slope == pytest.approx(1, abs=SCALE.get(method, 1e-3))
+
+
+# ----------------------------------------------------------------------------------------------------------------- the files
+
+
+@every_method
+def test_the_docstring_names_cost_and_memory(method):
+    target = node(method)["_target_"]
+    module, _, name = target.rpartition(".")
+    cls = getattr(importlib.import_module(module), name)
+    said = f"{inspect.getdoc(inspect.getmodule(cls))}\n{inspect.getdoc(cls)}"
+    assert re.search(r"\bCosts?\b", said)
+    assert re.search(r"\b[Mm]emory\b", said)
+    assert re.search(r"\b(19|20)\d\d\b", said) or "baseline" in said or cls is External, "a source has a year"
+
+
+@every_method
+def test_a_file_begins_with_what_it_estimates(method):
+    first = (CONF / "method" / f"{method}.yaml").read_text().splitlines()[0]
+    assert re.fullmatch(r"# \S.{10,}[^.]", first)
