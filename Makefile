@@ -7,10 +7,10 @@ BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo install test test-all test-clusters check bench clean
+.PHONY: help demo install test test-all test-clusters check bench bench-neighbours clean
 
 help:  ## list the targets
-	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(VENV)/installed-%: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -39,6 +39,12 @@ check: $(VENV)/installed-dev  ## lint and types
 bench: $(VENV)/installed-dev  ## the benchmarks: ratios against the plain way, in one run
 	$(BIN)/python benchmarks/retraining.py
 	$(BIN)/python benchmarks/solvers.py
+
+bench-neighbours: $(VENV)/installed-dev  ## estimators against kronfluence, captum, dattri, traker and pyDVL
+	$(BIN)/python -m pip install --quiet -e ".[neighbours]" traker
+	$(BIN)/python -m pip install --quiet --no-deps pydvl
+	$(BIN)/python -m pip install --quiet pyDeprecate more-itertools cloudpickle psutil dask distributed "zarr>=3" numcodecs cvxpy
+	$(BIN)/python benchmarks/estimators.py
 
 clean:  ## remove the environment and every run
 	rm -rf $(VENV) outputs/train outputs/estimate outputs/validate outputs/store

@@ -125,7 +125,9 @@ class Pass:
     def deltas(self, seed: Float[Tensor, "rows out"], *, keep: bool = False) -> list[Float[Tensor, "rows places out"]]:
         """Each layer's output gradients when the outputs' gradients are `seed`; `keep` allows another seed after it."""
         wanted = [result for calls in self.results for result in calls]
-        found = iter(torch.autograd.grad(self.outputs, wanted, seed, retain_graph=keep, allow_unused=True))
+        with torch.enable_grad():  # not the seed as an argument: that imports torch's symbolic shapes, which takes half a second
+            value = (self.outputs * seed).sum()
+        found = iter(torch.autograd.grad(value, wanted, retain_graph=keep, allow_unused=True))
         deltas = []
         for layer, calls in zip(self.layers, self.results, strict=True):
             parts = [torch.zeros_like(result) if delta is None else delta for result, delta in ((r, next(found)) for r in calls)]

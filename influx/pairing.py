@@ -107,12 +107,12 @@ def plan(
     `row_sizes` are the root mean squares of d and a over the rows, `column_sizes` those of c and b over the columns. Neighbours should be
     alike (sorted eigenvalues are). Cost: singular values of M and of its halves.
     """
-    scale_out, scale_in = ((r * c).double() for r, c in zip(row_sizes, column_sizes, strict=True))
-    sized = scale_out.unsqueeze(1) * weights.double() * scale_in
+    scale_out, scale_in = ((r * c).double().cpu() for r, c in zip(row_sizes, column_sizes, strict=True))
+    sized = scale_out.unsqueeze(1) * weights.double().cpu() * scale_in
     budget = tolerance**2 * sized.square().sum() / sized.numel()
     whole = slice(0, weights.shape[0]), slice(0, weights.shape[1])
     _, leaves = _halve(sized, *whole, budget)
-    return [_block(sized, scale_out, scale_in, leaf, weights.dtype) for leaf in leaves]
+    return [_block(sized, scale_out, scale_in, leaf, weights) for leaf in leaves]
 
 
 Leaf = tuple[slice, slice, int | None]  # rank, None: entry by entry
@@ -139,7 +139,7 @@ def _half(whole: slice) -> tuple[slice, slice]:
     return slice(whole.start, middle), slice(middle, whole.stop)
 
 
-def _block(sized: Tensor, scale_out: Tensor, scale_in: Tensor, leaf: Leaf, dtype: torch.dtype) -> Block:
+def _block(sized: Tensor, scale_out: Tensor, scale_in: Tensor, leaf: Leaf, like: Tensor) -> Block:
     out, wide, rank = leaf
     if rank is None:
         return Block(out, wide)
@@ -147,4 +147,4 @@ def _block(sized: Tensor, scale_out: Tensor, scale_in: Tensor, leaf: Leaf, dtype
     roots = values[:rank].sqrt()
     u, v = ((vectors * roots / scale.unsqueeze(1)).nan_to_num(0.0, 0.0, 0.0) for vectors, scale in
             ((left[:, :rank], scale_out[out]), (right[:rank].T, scale_in[wide])))  # fmt: skip
-    return Block(out, wide, u.to(dtype), v.to(dtype))
+    return Block(out, wide, u.to(like), v.to(like))

@@ -89,7 +89,10 @@ BEFORE = [
     ("train model.width=0", r"model.width=0 is not possible: it must be a whole number of at least 1\."),
     ("validate method.damping=-0.1", r"method.damping=-0.1 is not possible: it must be a number of at least 0, or auto\."),
     ("validate method.damping=aut", r"method.damping=aut is not possible: .* or auto\. Did you mean 'auto'\?"),
-    ("estimate method.params=last", r"method.params=last is not possible: it must be all, last_layer, or a pattern .* such as '\*\.weight'\."),
+    (
+        "estimate method.params=last",
+        r"method.params=last is not possible: it must be all, last_layer, or a pattern .* such as '\*\.weight'\.",
+    ),
     ("estimate method.params=last_layers", r"method.params=last_layers is not possible: .* Did you mean 'last_layer'\?"),
     ("estimate memory=much", r"memory=much is not possible: it must be a size of at least 1MiB, such as 2GiB or 500MB\."),
     ("estimate memory=1000", r"memory=1000 is not possible: it must be a size of at least 1MiB"),
@@ -246,7 +249,10 @@ EARLY = [
     ("validate model=logistic training=newton retraining.epochs=2", r"retraining.epochs needs a training with epochs"),
     ("validate dataset=diabetes dataset.train_size=1 retraining.removed=1", r"leaving one training example out of 1 leaves none"),
     # methods and other classes
-    ("estimate method=follows training=newton model=logistic", r"this method follows the training run step by step, and Newton keeps no such"),
+    (
+        "estimate method=follows training=newton model=logistic",
+        r"this method follows the training run step by step, and Newton keeps no such",
+    ),
     ("estimate method._target_=nowhere.Method", r"method: nowhere.Method cannot be imported \(No module named 'nowhere'\).*PYTHONPATH"),
     ("estimate method._target_=influx.estimators.Nope", r"method: influx.estimators.Nope cannot be imported"),
     ("estimate method._target_=.Nope", r"method: .Nope cannot be imported"),

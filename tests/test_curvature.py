@@ -16,7 +16,8 @@ from influx.models.base import ACTIVATIONS
 from influx.models.linear import Linear
 from influx.models.logistic import Logistic
 from influx.models.mlp import Mlp
-from influx.problem import Problem
+from influx.objectives import Supervised
+from influx.problem import Examples, Problem
 
 KINDS = ("hessian", "ggn")
 DAMPING = 0.07
@@ -144,6 +145,103 @@ def test_the_hessian_is_the_gradients_finite_difference(name):
     difference = (gradient(fitted.theta + step * vector) - gradient(fitted.theta - step * vector)) / (2 * step)
     # truncation h²/6 ‖v‖³ f'''' ≈ 1e-10 x 1e3 (187 parameters) and rounding eps/h ≈ 1e-11
     assert_close(Curvature(fitted, "hessian", 0.0).matmat(vector[:, None])[:, 0], difference, rtol=0, atol=2e-7)
+
+
+# ------------------------------------------------------------------------------------------------------- the empirical Fisher
+
+
+def fisher(name: str, rows: slice | torch.Tensor = slice(None)) -> torch.Tensor:
+    """(1/n) Σ_i ∇ℓ_i ∇ℓ_iᵀ + λI from the dense gradients."""
+    gradients = answers(name).train_gradients[rows]
+    return gradients.T @ gradients / len(gradients) + TABLE[name].training.weight_decay * torch.eye(gradients.shape[1], dtype=torch.float64)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("memory", [2**30, 1])  # gradients kept between products, and made anew for each
+@pytest.mark.parametrize("name", NAMES)
+def test_the_fisher_matrix_is_the_gradients_second_moment(name, dtype, memory):
+    fitted = replace(problem(name, dtype), memory=memory)
+    curvature, vectors = Curvature(fitted, "fisher", DAMPING), some_vectors(fitted)
+    wanted = fisher(name) + DAMPING * torch.eye(len(vectors), dtype=torch.float64)
+    size = wanted.norm().item() * vectors.double().norm(dim=0).max().item()
+    atol = TOLERANCE[dtype]["atol"] * max(1.0, size)
+    for _ in range(2):  # the second from what was kept
+        assert_close(curvature.matmat(vectors).double(), wanted @ vectors.double(), rtol=0, atol=atol)
+    matrix = curvature.dense()
+    assert torch.equal(matrix, matrix.T)
+    assert_close(matrix.double(), wanted, rtol=0, atol=TOLERANCE[dtype]["atol"] * max(1.0, wanted.norm().item()))
+
+
+@pytest.mark.parametrize("name", ["ridge", "mlp"])
+def test_the_fisher_matrix_of_a_batch_and_of_a_layer(name):
+    fitted, rows = problem(name), torch.tensor([3, 0, 3, 7])
+    vectors = some_vectors(fitted)
+    assert_close(Curvature(fitted, "fisher", 0.0).matmat(vectors, rows), fisher(name, rows) @ vectors, rtol=0, atol=1e-11)
+    block = Curvature(fitted.select("last_layer"), "fisher", 0.0).dense()
+    assert_close(block, fisher(name)[-len(block) :, -len(block) :], **TOLERANCE[torch.float64])
+
+
+def test_the_fisher_matrix_is_the_gauss_newton_matrix_for_labels_of_the_model():
+    """With every label in proportion to its probability: Σ_y p_y ∇ℓ_y ∇ℓ_yᵀ = GGN, for cross-entropy (Kunstner et al. 2019)."""
+    fitted = problem("softmax")
+    p = fitted.outputs(fitted.theta, fitted.train.inputs).softmax(1)
+    total = torch.zeros(fitted.n_params, fitted.n_params, dtype=torch.float64)
+    for label in range(3):
+        part = replace(fitted, train=Examples(fitted.train.inputs, torch.full((fitted.n_train,), label)))
+        gradients = part.loss_gradients(part.train)
+        total += (gradients * p[:, label : label + 1]).T @ gradients / fitted.n_train
+    assert_close(total, Curvature(replace(fitted, weight_decay=0.0), "ggn", 0.0).dense(), **TOLERANCE[torch.float64])
+
+
+# ---------------------------------------------------------------------------------------------------------- damping by itself
+
+
+@pytest.mark.parametrize("kind", ["hessian", "ggn", "fisher"])
+@pytest.mark.parametrize("name", NAMES)
+def test_the_mean_eigenvalue_is_within_its_stated_error(name, kind):
+    """√(2/(64 r)) with r = tr(C)²/tr(C²) the effective rank; three of them for a tolerance that chance passes 99.7 times in 100."""
+    fitted = problem(name)
+    matrix = Curvature(replace(fitted, weight_decay=0.0), kind, 0.0).dense()
+    trace, squares = matrix.trace().item(), matrix.square().sum().item()
+    off_diagonal = squares - matrix.diagonal().square().sum().item()  # random signs see only this
+    found = Curvature(fitted, kind, "auto").mean_eigenvalue
+    assert abs(found * len(matrix) - trace) <= 3 * (2 * squares / 64) ** 0.5
+    assert abs(found * len(matrix) - trace) <= 4 * (2 * off_diagonal / 64) ** 0.5 + 1e-12
+    assert Curvature(fitted, kind, "auto").mean_eigenvalue == found  # drawn from no global state
+
+
+def test_damping_auto_is_a_tenth_of_it_beside_the_weight_decay():
+    fitted = problem("mlp")
+    curvature = Curvature(fitted, "ggn", "auto")
+    assert curvature.delta == pytest.approx(0.1 * curvature.mean_eigenvalue, rel=1e-15)
+    assert curvature.shift == fitted.weight_decay + curvature.delta
+    assert_close(curvature.dense(), Curvature(fitted, "ggn", curvature.delta).dense(), **TOLERANCE[torch.float64])
+
+
+def test_damping_auto_of_a_hessian_with_a_negative_trace_is_still_positive():
+    fitted = problem("mlp")
+    upside_down = replace(fitted, measurement=fitted.measurement, objective=Flipped())
+    curvature = Curvature(upside_down, "hessian", "auto")
+    assert curvature.mean_eigenvalue < 0 < curvature.delta
+
+
+class Flipped(Supervised):
+    """A loss with a maximum."""
+
+    def loss(self, outputs, targets):
+        return -super().loss(outputs, targets)
+
+
+# ------------------------------------------------------------------------------------------------- an output layer in closed form
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("which", ["last_layer", "3.weight", "3.bias"])
+def test_an_output_layers_curvature_needs_no_products(which, kind, monkeypatch):
+    fitted = problem("mlp").select(which)
+    wanted = dense(fitted).matrix(kind, DAMPING)
+    monkeypatch.setattr(Curvature, "matmat", None)
+    assert_close(Curvature(fitted, kind, DAMPING).dense(), wanted, **TOLERANCE[torch.float64])
 
 
 # ------------------------------------------------------------------------------------------ every activation, depth and bias

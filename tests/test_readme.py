@@ -8,6 +8,10 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import yaml
+
+from influx.estimators import Estimator
+from influx.instantiate import _find
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -46,13 +50,11 @@ def test_every_option_is_in_a_table(group):
 
 def test_methods_say_whether_they_are_calibrated():
     """The README's last column against the classes."""
-    import yaml
-
-    from influx.instantiate import _find
-    from influx.estimators import Estimator
-
     table = README[README.index("| `method=` |") : README.index("| group | options |")]
-    said = {name: row.rsplit("|", 2)[1].strip() for row in table.splitlines() if row.startswith("| `") for name in re.findall(r"`([a-z_]+)`", row.split("|")[1])}
+    said: dict[str, str] = {}
+    for line in table.splitlines():
+        for name in re.findall(r"`([a-z_]+)`", line.split("|")[1]) if line.startswith("| `") else []:
+            said[name] = line.rsplit("|", 2)[1].strip()
     for name, word in said.items():
         if word in ("yes", "no"):
             node = yaml.safe_load((ROOT / "conf" / "method" / f"{name}.yaml").read_text())

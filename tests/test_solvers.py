@@ -17,6 +17,7 @@ from influx.estimators.inverse_curvature import InverseCurvature
 from influx.measurements import Loss
 from influx.objectives import SquaredError
 from influx.problem import Examples, Problem
+from influx.solvers import lissa
 from influx.solvers.base import Solution, Solver, relative_residual
 from influx.solvers.cg import ConjugateGradient
 from influx.solvers.exact import Exact
@@ -319,8 +320,8 @@ def test_lissa_with_sampled_batches_comes_near():
     fitted = problem("softmax")
     rhs = fitted.test_gradients().T.contiguous()
     wanted = torch.linalg.solve(answers("softmax").matrix("ggn", 0.1), rhs)
-    lissa = Lissa(depth=400, batch_size=15)
-    one, again, other = (solve(lissa, fitted, rhs, "ggn", 0.1, seed) for seed in (0, 0, 1))
+    sampled = Lissa(depth=400, batch_size=15)
+    one, again, other = (solve(sampled, fitted, rhs, "ggn", 0.1, seed) for seed in (0, 0, 1))
     assert torch.equal(one.x, again.x)
     assert not torch.equal(one.x, other.x)
     # relative noise of one batch's curvature about 1/√15 = .26, averaged over the last 200 steps with some 10 steps of memory: .26/√20
@@ -338,6 +339,19 @@ def test_lissa_repeats_are_averaged():
     once, often = (solve(Lissa(depth=80, batch_size=5, repeats=repeats), fitted, rhs, "ggn", 0.1) for repeats in (1, 9))
     assert often.iterations.tolist() == [720] * 6
     assert column_errors(often.x, wanted).mean() < 0.7 * column_errors(once.x, wanted).mean()  # 1/√9 in expectation
+
+
+def test_lissa_draws_the_same_batches_whatever_memory_allows(monkeypatch):
+    """Sampled batches of batch_size=auto do not depend on how many right-hand sides come at once."""
+    monkeypatch.setattr(lissa, "AUTO_BUDGET", 0)
+    monkeypatch.setattr(lissa, "FEWEST", 12)
+    method, fitted = InverseCurvature(Lissa(depth=30)), problem("softmax")
+    ample, scarce = (
+        method.estimate(replace(fitted, memory=memory), None, 0).influence
+        for memory in (2**30, 2 * 2 * method.solver.copies * fitted.theta.nbytes)
+    )
+    assert len(replace(fitted, memory=2 * 2 * method.solver.copies * fitted.theta.nbytes).columns(method.solver.copies)) == 3
+    assert_close(scarce, ample, rtol=0, atol=1e-12)  # products of 2 or 6 columns
 
 
 def test_lissa_batch_of_everything_is_not_sampled():

@@ -98,7 +98,7 @@ def test_scores_are_the_formula_with_an_explicit_projection(name, measurement, d
 
 
 def test_the_score_of_the_margin_is_minus_the_paper_s():
-    """τ = φ_tᵀ (ΦᵀΦ)⁻¹ Φᵀ Q with Q = diag(1 − p), equation (13) for one model, without damping."""
+    """τ = φ_tᵀ (ΦᵀΦ)⁻¹ Φᵀ Q with Q = diag(1 − p): the paper's score of one model."""
     fitted = replace(problem("mlp"), measurement=Margin())
     r = matrix(fitted, 9, SEED, 0)
     phi, psi = output_gradients(fitted) @ r, dense(fitted).test_gradients @ r

@@ -34,7 +34,7 @@ Arrays = dict[str, np.ndarray]
 class External(Estimator):
     """influence = what the file says, rows and columns in this run's order.
 
-    Loaded without pickle: nothing in the file can run code. Cost: reading it, before training and after.
+    Loaded without pickle: nothing in the file can run code. Cost: reading it, before training and after. Memory: the file's matrix.
 
     Args:
         path: the .npz file.

@@ -114,14 +114,21 @@ class Solved:
 
 
 def training_solves(method: InverseCurvature, problem: Problem, seed: int) -> Iterator[Solved]:
-    """`A⁻¹ ∇ℓ_i` for every training example, as many at once as memory allows; `problem` has its parameters selected."""
+    """`A⁻¹ ∇ℓ_i` for every training example, as many at once as memory allows; `problem` has its parameters selected.
+
+    A block is free to go when its consumer drops it, before the next one is made.
+    """
     curvature = Curvature(problem, method.curvature, method.damping)
-    for rows in blocks(problem.n_train, method.solver.copies * problem.theta.nbytes, problem.memory // 2):
-        gradients = problem.loss_gradients(problem.train.take(rows))
-        norms = normalise(gradients)
-        solution = method.solver.solve(curvature, gradients.T, seed)
-        solves = [{**row, "name": "iHVP of a training gradient", "test_index": None} for row in account(solution)]
-        yield Solved(rows, norms, gradients, solution.x, solves)
+    for rows in blocks(problem.n_train, (method.solver.copies + 2) * problem.theta.nbytes, problem.memory // 2):
+        yield _solved(method.solver, curvature, rows, seed)
+
+
+def _solved(solver: Solver, curvature: Curvature, rows: slice, seed: int) -> Solved:
+    gradients = curvature.problem.loss_gradients(curvature.problem.train.take(rows))
+    norms = normalise(gradients)
+    solution = solver.solve(curvature, gradients.T, seed)
+    solves = [{**row, "name": "iHVP of a training gradient", "test_index": None} for row in account(solution)]
+    return Solved(rows, norms, gradients, solution.x, solves)
 
 
 def normalise(gradients: Float[Tensor, "rows p"]) -> Float[Tensor, " rows"]:

@@ -24,7 +24,7 @@ class Loss(Estimator):
     hard examples, not influence. It cannot know which test example is affected, nor whether an example helps or harms: a wrong label has
     a high loss, and is called the most helpful.
     Unit: the training loss's, no change of anything; only ranks mean something.
-    Cost: one forward pass a training example.
+    Cost: one forward pass a training example. Memory: one block of them.
     """
 
     calibrated: ClassVar[bool] = False

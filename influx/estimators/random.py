@@ -21,7 +21,7 @@ class Random(Estimator):
 
     Good for: the floor of every statistic, its interval included (overlaps and sign agreement are not 0 by chance), and a check of the
     comparison itself: its correlations must be 0 within their intervals. It knows nothing, not even the sign of the measurement.
-    Cost: none.
+    Cost: none. Memory: none but the influence's own.
     """
 
     calibrated: ClassVar[bool] = False

@@ -71,6 +71,7 @@ class RelatIF(Estimator):
             for columns in problem.columns(2):
                 influence[solved.rows, columns] = (problem.test_gradients(columns) @ relative).T
             solves += solved.solves
+            del solved, relative  # before the next block is made
         return Estimate(influence / problem.n_train, solves)
 
 

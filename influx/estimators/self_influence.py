@@ -60,4 +60,5 @@ class SelfInfluence(Estimator):
             scores = sign * solved.norms.square() * own(solved) / problem.n_train
             influence[solved.rows] = scores.unsqueeze(1)
             solves += solved.solves
+            del solved  # before the next block is made
         return Estimate(influence, solves)

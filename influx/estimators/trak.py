@@ -1,4 +1,4 @@
-"""TRAK: influence in a random projection of the gradients, after linearising the model output (Park et al. 2023, sections 3.2-3.3).
+"""TRAK: influence in a random projection of the gradients, after linearising the model output (Park et al. 2023, section 3).
 
 The model output f is the label's log-odds `log(p_y / (1 − p_y))`, or the prediction itself in regression; the loss is a function of it,
 so that `∇ℓ_i = q_i ∇f_i` with `q_i = ∂ℓ_i/∂f`, which is −(1 − p_y) for cross-entropy and ŷ − y for squared error. With a random projection
@@ -6,7 +6,7 @@ R of the P parameters to k dimensions,
 
     φ_i = R ∇f_i,    ψ_t = R ∇m_t,    influence[i, t] = q̄_i · mean over models of ψ_tᵀ ((1/n) Φᵀ Φ + δ I)⁻¹ φ_i / n.
 
-For m_t = f_t and δ = 0 that is −τ of the paper's equation (13), whose Q is −q: the score says what removal does, τ what presence does.
+For m_t = f_t and δ = 0 that is minus the paper's τ, whose Q is −q: this score says what removal does, τ what presence does.
 """
 
 from __future__ import annotations
@@ -60,11 +60,12 @@ class Trak(Estimator):
 
     1. R has entries ±1/√k (Rademacher); the paper's are Gaussian. Both keep inner products in expectation (Achlioptas 2003).
     2. The paper inverts Φᵀ Φ as it is; that is damping=0, and needs dim ≤ n and dim ≤ P. When dim ≥ P nothing is projected.
-    3. The paper's models are trained on random halves of the training set; these are trained on all of it, from other seeds.
-    4. No soft-thresholding of the scores (the paper's section 3.4, with a threshold by cross-validation).
+    3. The paper's models are trained on random subsets of the training set; these are trained on all of it, from other seeds.
+    4. No soft-thresholding of the scores (the paper's last step, with a threshold found by cross-validation).
 
     Cost: a gradient for every example and model, and 2·P·dim operations to project each; models − 1 trainings.
-    Memory: (n + n_test) x dim numbers, a tile of signs (never P x dim), and gradients up to an eighth of `memory`, linear layers' as factors.
+    Memory: (n + n_test) x dim numbers, a tile of signs (never P x dim), and up to a quarter of `memory` of gradients, as factors
+    where they have any.
     """
 
     calibrated: ClassVar[bool] = False
@@ -91,7 +92,8 @@ class Trak(Estimator):
             )
         projecting = 2.0 * (n + m) * size * k * (k < size)
         solving = 2.0 * n * k**2 + k**3 + 2.0 * (n + k) * m * k
-        held = (n + m) * k * each + (8 + each) * min(TILE, size) * k + 24 * k**2 + problem.memory // 4
+        gradients = min(problem.memory // 4, 2 * (n + m) * size * each)
+        held = (n + m) * k * each + (8 + each) * min(TILE, size) * k + 24 * k**2 + gradients
         return Cost((n + m) * self.models, (projecting + solving) * self.models, self.models - 1, held)
 
     def estimate(self, problem: Problem, record: Record, seed: int) -> Estimate:

@@ -29,7 +29,7 @@ from influx.progress import progress
 from influx.record import Record
 from influx.stacking import blocks
 
-BLOCK_BYTES = 2**24  # of all layers' outputs of the pairs that are run at once
+BLOCK_BYTES = 2**25  # of all layers' outputs of the pairs that are run at once
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from influx.seeding import torch_generator
 from influx.solvers.base import Solution, Solver
 
 WORTH = 2e9  # multiply-adds of a layer's scores from which a plan for them pays
+VALUES = 200  # how many times a matrix's smaller side its singular values cost, in multiply-adds an entry
 SAMPLE = 1024  # training rows whose sizes a plan looks at
 ROUNDING = 8.0  # times machine precision: how much of a score a plan may leave out
 
@@ -76,7 +77,8 @@ class FactoredInverse:
         """One layer's test side: A⁻¹ times its gradients, or a plan with their factors."""
         if test.deltas is None or test.inputs is None or train_sizes is None:
             return basis.scale(test.matrices, weights).flatten(1)
-        if len(test.deltas) * self.problem.n_train * weights.numel() < WORTH:
+        pairs = len(test.deltas) * self.problem.n_train
+        if pairs * weights.numel() < WORTH or pairs < VALUES * min(weights.shape):
             return basis.scale(test.matrices, weights).flatten(1)
         c, b = test.deltas @ basis.outputs, test.inputs @ basis.inputs
         blocks = plan(weights, train_sizes, (_sizes(c), _sizes(b)), ROUNDING * torch.finfo(weights.dtype).eps)
@@ -86,7 +88,7 @@ class FactoredInverse:
     def _sizes(self) -> list[Sizes | None]:
         """Root mean squares of a sample of the training gradients' factors in the eigenbasis; None for a layer whose rows have none."""
         problem = self.problem
-        places = torch.linspace(0, problem.n_train - 1, min(SAMPLE, problem.n_train), device=problem.theta.device).long()
+        places = torch.linspace(0, problem.n_train - 1, min(SAMPLE, problem.n_train)).long()
         made: list[Sizes | None] = []
         for basis, rows in zip(self.bases, next(problem.at(problem.params, places).train_rows())[1], strict=True):
             factors = None if rows.deltas is None or rows.inputs is None else (rows.deltas @ basis.outputs, rows.inputs @ basis.inputs)

@@ -19,7 +19,8 @@ from influx.solvers.base import Solution, Solver, largest_eigenvalue, products, 
 from influx.stacking import blocks
 
 RESIDUAL = 0.05  # relative; above it the solve is reported as not converged
-AUTO_BUDGET = 2e7  # multiply-adds of one step at batch_size=auto: rows x parameters x right-hand sides
+AUTO_BUDGET = 2e7  # multiply-adds of one step at batch_size=auto: rows x parameters x test examples
+FEWEST = 32  # training examples a step
 COPIES = 8  # P x m arrays that a step touches
 CHECK_EVERY = 50  # steps between two looks for divergence
 
@@ -54,10 +55,10 @@ class Lissa(Solver):
         rules.check_fields("method.solver", self)
 
     def work(self, problem: Problem, m: int) -> Cost:
-        return Cost(flops=products(problem, m * self.depth * self.repeats, self._rows(problem, m)))
+        return Cost(flops=products(problem, m * self.depth * self.repeats, self._rows(problem)))
 
     def solve(self, curvature: Curvature, rhs: Float[Tensor, "p m"], seed: int) -> Solution:
-        rows = self._rows(curvature.problem, rhs.shape[1])
+        rows = self._rows(curvature.problem)
         scale = _measured_scale(curvature, rows, seed) if self.scale == "auto" else float(self.scale)
         columns = blocks(rhs.shape[1], COPIES * curvature.size * rhs.element_size())  # a chunk's iterates stay in fast memory
         work = [(repeat, chunk) for repeat in range(self.repeats) for chunk in columns]
@@ -76,9 +77,10 @@ class Lissa(Solver):
         steps = torch.full((rhs.shape[1],), self.depth * self.repeats)
         return Solution(x, steps, residual, converged, curvature.shift + scale / self.depth)
 
-    def _rows(self, problem: Problem, m: int) -> int:
+    def _rows(self, problem: Problem) -> int:
+        """A function of sizes alone: the same however few right-hand sides memory lets come at once."""
         n = problem.n_train
-        wanted = max(32, int(AUTO_BUDGET / (problem.n_params * m))) if self.batch_size == "auto" else int(self.batch_size)
+        wanted = max(FEWEST, int(AUTO_BUDGET / (problem.n_params * problem.n_test))) if self.batch_size == "auto" else int(self.batch_size)
         return min(wanted, n)
 
     def _run(self, curvature: Curvature, rhs: Float[Tensor, "p m"], rows: int, scale: float, generator: torch.Generator) -> Tensor:
