@@ -15,6 +15,7 @@ import statistics
 import tempfile
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -207,9 +208,9 @@ def ekfac(folder: Path) -> None:
     comparison("ekfac, empirical Fisher, damping 0.1 x mean eigenvalue of each layer, float32")
     method = InverseCurvature(Ekfac(), "fisher", "auto")
     for key, batch in (("softmax", None), ("26k", 1000), ("118k", 500), ("lenet", 500)):
-        theirs: dict[str, Theirs] = {
-            "kronfluence": lambda m, a, b, size=batch: neighbours.kronfluence(m, a, b, damping=None, empirical=True, batch=size)  # type: ignore[misc]
-        }
+        theirs: dict[str, Theirs] = {}
+        for name, collecting in (("kronfluence", True), ("kronfluence, its garbage collection set aside", False)):
+            theirs[name] = partial(neighbours.kronfluence, damping=None, empirical=True, batch=batch, collecting=collecting)
         versus(key, method, theirs, folder, free=True)
 
 
@@ -217,7 +218,7 @@ def grad_dot(folder: Path) -> None:
     comparison("grad_dot, float32")
     for key, batch in (("26k", 1000), ("lenet", 500)):
         theirs: dict[str, Theirs] = {
-            "kronfluence, identity": lambda m, a, b, size=batch: neighbours.kronfluence(m, a, b, strategy="identity", batch=size)  # type: ignore[misc]
+            "kronfluence, identity": partial(neighbours.kronfluence, strategy="identity", batch=batch)
         }
         versus(key, GradDot(), theirs, folder)
 

@@ -23,7 +23,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -113,12 +113,13 @@ def few_objects() -> Iterator[None]:
 
 def kronfluence(
     module: nn.Module, train: Rows, test: Rows, *, strategy: str = "ekfac", damping: float | None = 1e-8, loss: Loss = CROSS_ENTROPY,
-    empirical: bool = False, batch: int | None = None, seed: int = 0,
+    empirical: bool = False, batch: int | None = None, seed: int = 0, collecting: bool = False,
 ) -> Scored:  # fmt: skip
     """`h_tᵀ (F + damping)⁻¹ g_i / n`, F block-diagonal over Linear and Conv2d layers (Grosse et al. 2023).
 
     `strategy` is "ekfac", "kfac", "diagonal" or "identity" (`h_tᵀ g_i / n`). `damping` is added to F's eigenvalues; None is 0.1 times
     their mean, layer by layer. F has labels drawn from the model, or with `empirical` the true ones. Number type: the module's.
+    `collecting` lets it collect garbage as it does in a user's program.
     """
     from kronfluence.analyzer import Analyzer, prepare_model
     from kronfluence.arguments import FactorArguments, ScoreArguments
@@ -139,7 +140,7 @@ def kronfluence(
     factors = FactorArguments(strategy=strategy, use_empirical_fisher=empirical, **{f"{name}_dtype": dtype for name in factor_types})
     score_types = {f"{name}_dtype": dtype for name in ("per_sample_gradient", "precondition", "score")}
     arguments = ScoreArguments(damping_factor=damping, **score_types)
-    with scratch() as folder, few_objects():
+    with scratch() as folder, nullcontext() if collecting else few_objects():
         with clock.stage("fit"):
             prepared = prepare_model(copy.deepcopy(module), task)
             analyzer = Analyzer("benchmark", prepared, task, cpu=True, log_level=logging.ERROR, disable_tqdm=True, output_dir=folder)

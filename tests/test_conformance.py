@@ -45,6 +45,7 @@ CUT = "where an order is cut off depends on all test examples together"
 EXEMPT: dict[str, dict[str, str]] = {  # property -> method -> why its definition rules the property out
     "permuted rows": {
         "random": RANDOM, "subset": SETS, "datamodels": SETS, "data_shapley": SETS,
+        "kronfluence": "the labels of its Fisher matrix are drawn by the rows' places",
     },
     "duplicates": {
         "random": RANDOM, "subset": SETS, "datamodels": SETS, "data_shapley": SETS,
@@ -53,7 +54,11 @@ EXEMPT: dict[str, dict[str, str]] = {  # property -> method -> why its definitio
     },
     "permuted columns": {"random": RANDOM},
     "company": {"random": RANDOM, "data_shapley": CUT},
-    "scale": {"datainf": "a mean of inverses is not the inverse of a mean: up to 20 times too much, by how alike the gradients are"},
+    "float32": {"dattri": "the library draws another projection in each number type"},
+    "scale": {
+        "datainf": "a mean of inverses is not the inverse of a mean: up to 20 times too much, by how alike the gradients are",
+        "kronfluence": "a Fisher matrix of labels drawn for forty rows is not their Hessian",
+    },
     "sign": {
         "random": RANDOM, "external": "the file's scores are made up here",
         "subset": SETS, "datamodels": SETS, "data_shapley": SETS, "turnover_dropout": "noise of two small models",
@@ -204,7 +209,7 @@ def test_a_whole_sets_measurement_has_one_column(method):
 
 
 @each_row
-@every_method
+@unless_exempt("float32")
 def test_float32_ranks_like_float64(method, row):
     ours = [estimate(method, row, dtype).double() for dtype in (torch.float32, torch.float64)]
     for single, double in zip(*((1e4 * found / found.abs().max()).round().T for found in ours), strict=True):  # ties stay ties

@@ -30,7 +30,8 @@ class Renormalized(Estimator):
     Args:
         solver, curvature, damping, params: as for `InverseCurvature`.
 
-    Right up to a factor that differs from row to row. Cost: that of `InverseCurvature`, and another gradient a training example.
+    Right up to a factor that differs from row to row. Cost and memory: those of `InverseCurvature`,
+    and another gradient a training example.
     """
 
     calibrated: ClassVar[bool] = False

@@ -10,7 +10,9 @@ import torch
 from influx.cost import Cost
 from influx.experiment import Trained
 from influx.problem import Problem
+from influx.stacking import is_layered
 
+STACKED = 20  # trainings of a plain chain side by side that take as long as one alone, or more
 TRIED = 32  # rows whose gradients are timed
 SIDE = 256  # of the matrices whose product is timed
 
@@ -21,7 +23,8 @@ def forecast(problem: Problem, cost: Cost, trained: Trained) -> float:
     each = _seconds(lambda: problem.loss_gradients(few)) / len(few)
     matrix = torch.ones(SIDE, SIDE, dtype=problem.theta.dtype, device=problem.theta.device)
     rate = 2.0 * SIDE**3 / _seconds(lambda: matrix @ matrix)
-    return cost.gradients * each + cost.flops / rate + cost.trainings * trained.seconds
+    alone = cost.trainings / (min(cost.trainings, STACKED) if cost.trainings > 1 and is_layered(problem.module) else 1)
+    return cost.gradients * each + cost.flops / rate + alone * trained.seconds
 
 
 def said(cost: Cost) -> str:
