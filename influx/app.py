@@ -237,6 +237,9 @@ def _explain_configuration(error: Exception, command: str, arguments: list[str])
         placed = re.search(r"Did you mean to override (\S+@\S+)\?", text)
         if placed:
             return f"'{key}' is chosen inside another group: write {placed[1]}=..."
+        group = key.partition(".")[0]
+        if any(word.startswith(f"{group}=") and ("," in word or "(" in word) for word in arguments):  # composed with the default option
+            return f"there is no key '{key}' for every {group} of the sweep: write ++{key}=..., which sets it where it is missing."
         known = sorted(_known_keys(command, arguments))
         level, _, last = key.rpartition(".")
         beside = [name for name in known if name.rpartition(".")[0] == level] or [name for name in known if "." not in name]

@@ -117,6 +117,7 @@ BEFORE = [
     ("rerun", r"rerun needs a run folder"),
     ("rerun nowhere", r"nowhere is not a run folder"),
     ("-sc", r"say which completion: influx -sc install=bash"),
+    ("validate -m method=cg,subset method.subsets=60", r"there is no key 'method.subsets' for every method of the sweep: write \+\+method"),
 ]
 
 

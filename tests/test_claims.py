@@ -232,8 +232,11 @@ def _save_forever(store: Store, seed: int) -> None:
 
 def test_two_hundred_kills_leave_no_damaged_entry(store: Store) -> None:
     draw = random.Random(0)
-    for seed in range(200):
-        writer = start(_save_forever, store, seed)
+    kills = 0
+    while kills < 200 or len(list(store.root.rglob("*.safetensors"))) < 5:  # a busy machine gets less done between two kills
+        assert kills < 2000
+        kills += 1
+        writer = start(_save_forever, store, kills)
         time.sleep(draw.random() / 40)
         writer.kill()
         writer.join()

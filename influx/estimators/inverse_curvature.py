@@ -53,6 +53,10 @@ class InverseCurvature(Estimator):
     def __post_init__(self) -> None:
         rules.check_fields("method", self)
 
+    @property
+    def calibrated(self) -> bool:  # type: ignore[override]  # a property of the solver, elsewhere of the class
+        return self.solver.calibrated
+
     def plan(self, problem: Problem, record: Record) -> Cost:
         return inverse_cost(self, problem.select(self.params))
 

@@ -37,9 +37,10 @@ class Solution:
 
 class Solver(ABC):
     """Options only; all state lives in `solve`. `copies` is how many P-vectors it holds for each right-hand side, itself included;
-    `kinds` are the curvatures that it can invert."""
+    `kinds` are the curvatures that it can invert; `calibrated` is false when its answers claim no scale."""
 
     copies: ClassVar[int] = 5
+    calibrated: ClassVar[bool] = True
     kinds: ClassVar[tuple[str, ...]] = ("hessian", "ggn", "fisher")
 
     @abstractmethod
