@@ -14,8 +14,9 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from influx import stacking
@@ -75,13 +76,16 @@ class Experiment:
     objective: Objective
     measurement: Measurement
 
+    def _place(self, index: Int[np.ndarray, " n"]) -> Int[Tensor, " n"]:
+        return torch.as_tensor(index, device=self.data.train_inputs.device)
+
     @property
     def train_examples(self) -> Examples:
-        return Examples(self.data.train_inputs, self.data.train_targets, torch.as_tensor(self.data.train_index))
+        return Examples(self.data.train_inputs, self.data.train_targets, self._place(self.data.train_index))
 
     @property
     def test_examples(self) -> Examples:
-        return Examples(self.data.test_inputs, self.data.test_targets, torch.as_tensor(self.data.test_index))
+        return Examples(self.data.test_inputs, self.data.test_targets, self._place(self.data.test_index))
 
     @property
     def n_test(self) -> int:
