@@ -72,6 +72,7 @@ def join(folder: Path) -> None:
     ranked = headline(table)
     write_whole(folder / "summary.csv", table.to_csv(index=False).encode())
     write_whole(folder / "summary.md", _markdown(folder, ranked).encode())
+    (folder / "summary.png").unlink(missing_ok=True)  # of an earlier sweep in the same folder
     if _compared(ranked):
         draw(ranked, folder / "summary.png", common(jobs))
     Console(width=None if sys.stdout.isatty() else WIDTH, highlight=False).print(lines(ranked))
@@ -103,9 +104,9 @@ def _job(asked: Path) -> Job:
 
 
 def _number(folder: Path) -> int:
-    if folder.name.isdigit():  # the usual hydra.sweep.subdir
-        return int(folder.name)
-    return int(yaml.safe_load((folder / ".hydra" / "hydra.yaml").read_text())["hydra"]["job"]["num"])
+    said = folder / ".hydra" / "hydra.yaml"
+    number = yaml.safe_load(said.read_text())["hydra"]["job"]["num"] if said.is_file() else None
+    return number if isinstance(number, int) else int(folder.name)
 
 
 def _newer(file: Path, than: Path) -> bool:

@@ -12,9 +12,12 @@ from conftest import Run
 from problems import answers, experiment, problem, trained
 
 from influx.cost import Cost
+from influx.errors import InfluxError
+from influx.estimators import Estimate
 from influx.estimators.inverse_curvature import InverseCurvature
 from influx.pipelines import cost as pipeline
 from influx.pipelines.cost import forecast, said
+from influx.pipelines.estimate import _checked
 from influx.solvers.base import products
 from influx.solvers.cg import ConjugateGradient
 from influx.solvers.exact import Exact
@@ -91,3 +94,15 @@ def test_a_run_says_what_it_will_take_before_it_does(tiny: Run):
     assert cost["trainings"] == 0
     before, after = ran.out.index("estimating: 68 gradients, "), ran.out.index("estimated 60 x 8 influences")
     assert before < after
+
+
+@pytest.mark.parametrize(
+    ("made", "message"),
+    [
+        (None, r"Mine\.estimate must return an Estimate with a tensor of influences; it returned NoneType"),
+        (Estimate(torch.zeros(36, 1)), r"Mine\.estimate returned influences of shape \(36, 1\); \[n_train, n_test\] is \(36, \d+\) here"),
+    ],
+)
+def test_what_ones_own_estimator_returns_is_checked(made, message):
+    with pytest.raises(InfluxError, match=message):
+        _checked(made, problem("mlp"), "Mine")

@@ -13,13 +13,13 @@ from torch.testing import assert_close
 
 from influx import kronecker, stacking
 from influx.curvature import Curvature
-from influx.errors import InfluxError
+from influx.errors import InfluxError, NumericalError
 from influx.estimators.inverse_curvature import InverseCurvature
 from influx.kronecker import drawn, eigenbases, root
 from influx.measurements import Margin, MeanLoss
 from influx.objectives import Objective
 from influx.pairing import Pairing, plan
-from influx.problem import Problem
+from influx.problem import Examples, Problem
 from influx.solvers import factored
 from influx.solvers.ekfac import Ekfac
 from influx.solvers.factored import FactoredSolver
@@ -347,3 +347,27 @@ def test_other_layers_are_refused_before_training(solver):
     made = experiment("conv", model=BatchNormNet())
     with pytest.raises(InfluxError, match=r"linear and convolution layers, .* method\.params='<pattern of names>', or use method=cg"):
         InverseCurvature(solver).plan(made.untrained(0), None)
+
+
+def test_a_singular_factored_curvature_is_refused():
+    """No damping and no weight decay: more parameters than rows leave eigenvalues of 0."""
+    bare = replace(problem("mlp"), weight_decay=0.0, train=problem("mlp").train.take(slice(0, 3)))
+    with pytest.raises(NumericalError, match=r"the factored curvature of layer .* is singular .*: set method\.damping=auto"):
+        InverseCurvature(Ekfac(), "ggn", 0.0).estimate(bare, None, 0)
+
+
+def test_a_direction_of_one_row_counts(monkeypatch):
+    """A feature that a single training row has is no rounding error of the sum over entries: planned = entry by entry."""
+    fitted = problem("mlp")
+    inputs = torch.randn(900, *fitted.train.inputs.shape[1:], generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    inputs[:, 0] = 0.0
+    inputs[17, 0] = 30.0
+    targets = fitted.train.targets[torch.arange(900) % fitted.n_train]
+    rare = replace(fitted, train=Examples(inputs, targets), weight_decay=1e-5)
+    made = []
+    for worth in (0.0, 1e30):
+        monkeypatch.setattr(factored, "WORTH", worth)
+        monkeypatch.setattr(factored, "VALUES", 0)
+        made.append(InverseCurvature(Ekfac(), "ggn", 0.0).estimate(rare, None, 0).influence)
+    # The plan's own tolerance is 8 eps in the mean square, 30 here and there for a single row.
+    assert_close(made[0], made[1], rtol=1e-9, atol=1e-12 * made[1].abs().max().item())

@@ -43,6 +43,7 @@ from influx.progress import progress
 from influx.record import Record
 from influx.trajectory import Trajectory
 
+LONG = 20  # lifetimes of a velocity from which a run is long
 Spectral = Callable[[Tensor], Tensor]  # eigenvalues to factors
 
 
@@ -121,6 +122,12 @@ class Source(Estimator):
             warn_accuracy(
                 f"source has {count} of the {self.segments} segments it was asked for, because training kept {len(ends)} checkpoints: "
                 "raise checkpoints, or lower method.segments."
+            )
+        lasting = 1.0 / (1.0 - trajectory.descent.momentum)
+        if trajectory.n_steps < LONG * lasting:
+            warn_accuracy(
+                f"source takes momentum as if it had settled, and this training has {trajectory.n_steps} steps of which a velocity lasts "
+                f"{lasting:.0f}: its scale is too large. Train longer, or set training.momentum=0."
             )
         made, start = [], 0
         for part in progress(range(count), "source, curvatures"):

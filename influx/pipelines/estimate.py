@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import zip_longest
 from typing import Any
 
@@ -13,7 +13,8 @@ import torch
 from jaxtyping import Float, Int
 
 from influx import memory
-from influx.errors import NumericalError
+from influx.cost import Cost
+from influx.errors import InfluxError, NumericalError
 from influx.estimators import Estimate, Estimator
 from influx.experiment import Trained
 from influx.instantiate import build
@@ -21,6 +22,7 @@ from influx.pipelines.cost import forecast, said
 from influx.pipelines.exhibits import SHOWN_IMAGES, SHOWN_ROWS, gallery, top_table
 from influx.pipelines.session import Session
 from influx.pipelines.train import train
+from influx.problem import Problem
 from influx.report.gallery import save_gallery
 
 log = logging.getLogger("influx")
@@ -51,7 +53,9 @@ def prepare(session: Session) -> Estimator:
     laboratory = session.laboratory
     if estimator.needs_trajectory:
         laboratory.check_trajectory()
-    estimator.plan(experiment.untrained(session.seed, session.memory), laboratory)
+    cost = estimator.plan(experiment.untrained(session.seed, session.memory), laboratory)
+    if not isinstance(cost, Cost):
+        raise InfluxError(f"{type(estimator).__name__}.plan must return a Cost; it returned {type(cost).__name__}.")
     decoupled = getattr(training, "decoupled_decay", 0.0)
     if decoupled > 0:
         session.folder.warn(
@@ -72,12 +76,13 @@ def estimate(session: Session, estimator: Estimator) -> Estimated:
              said(cost), ahead, memory.shown(cost.nbytes), session.config["memory"])  # fmt: skip
     peak = memory.Peak(problem.theta.is_cuda)
     with folder.stage("estimate"):
-        made = estimator.estimate(problem, laboratory, session.seed)
+        made = _checked(estimator.estimate(problem, laboratory, session.seed), problem, type(estimator).__name__)
     folder.record["cost"] = {"forecast_seconds": ahead, **asdict(cost), "peak_bytes": peak.nbytes()}
     if made.facts:
         folder.record["facts"] = made.facts
     if not bool(torch.isfinite(made.influence).all()):
-        raise NumericalError(f"{int((~torch.isfinite(made.influence)).sum())} influences are not finite: raise method.damping.")
+        count = int((~torch.isfinite(made.influence)).sum())
+        raise NumericalError(f"{count} influences are not finite: raise method.damping.")
     influence = made.influence.cpu().numpy()
     whole_set = experiment.measurement.whole_set
     test_index = np.array([-1]) if whole_set else experiment.data.test_index
@@ -90,8 +95,19 @@ def estimate(session: Session, estimator: Estimator) -> Estimated:
     log.info("estimated %d x %d influences in %.2f s (%s)", *influence.shape, seconds, _solved(made))
     log.info("the process's memory peaked at %s", memory.shown(folder.record["cost"]["peak_bytes"]))
     for name, value in made.facts.items():
-        log.info("%s: %.3g", name.replace("_", " "), value)
+        log.info("%s: %s", name.replace("_", " "), f"{value:.3g}" if isinstance(value, float) else value)
     return Estimated(trained, estimator, influence, test_index, losses, made.solves)
+
+
+def _checked(made: object, problem: Problem, name: str) -> Estimate:
+    """What an estimator returned, if it is what the contract asks for."""
+    wanted = (problem.n_train, problem.n_test)
+    if not isinstance(made, Estimate) or not isinstance(made.influence, torch.Tensor):
+        raise InfluxError(f"{name}.estimate must return an Estimate with a tensor of influences; it returned {type(made).__name__}.")
+    if tuple(made.influence.shape) != wanted:
+        shape = tuple(made.influence.shape)
+        raise InfluxError(f"{name}.estimate returned influences of shape {shape}; [n_train, n_test] is {wanted} here.")
+    return replace(made, influence=made.influence.detach())
 
 
 def _solved(made: Estimate) -> str:

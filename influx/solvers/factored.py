@@ -16,6 +16,7 @@ from torch import Tensor
 
 from influx.cost import Cost
 from influx.curvature import AUTO_SHARE, Curvature
+from influx.errors import NumericalError
 from influx.gradients import Rows, numbers_per_row, slope
 from influx.kronecker import HELD, Eigenbasis, eigenbases
 from influx.pairing import Pairing, add_rows, plan
@@ -25,7 +26,6 @@ from influx.solvers.base import Solution, Solver
 
 WORTH = 2e9  # multiply-adds of a layer's scores from which a plan for them pays
 VALUES = 200  # how many times a matrix's smaller side its singular values cost, in multiply-adds an entry
-SAMPLE = 1024  # training rows whose sizes a plan looks at
 ROUNDING = 8.0  # times machine precision: how much of a score a plan may leave out
 
 Sizes = tuple[Float[Tensor, " out"], Float[Tensor, " in"]]
@@ -47,7 +47,18 @@ class FactoredInverse:
 
     @cached_property
     def weights(self) -> list[Float[Tensor, "out in"]]:
-        """1/(Λ + λ + δ) of each layer."""
+        """1/(Λ + λ + δ) of each layer.
+
+        Raises:
+            NumericalError: a layer's factored curvature is singular to working precision.
+        """
+        for basis, shift in zip(self.bases, self.shifts, strict=True):
+            smallest, largest = basis.values.min().item() + shift, basis.values.max().item() + shift
+            if not smallest > sum(basis.values.shape) * torch.finfo(basis.values.dtype).eps * largest:
+                raise NumericalError(
+                    f"the factored curvature of layer {basis.layer.name or 'whole'} is singular (eigenvalues from {smallest:.1e} to "
+                    f"{largest:.1e}): set method.damping=auto, or train with training.weight_decay above 0."
+                )
         return [1.0 / (basis.values + shift) for basis, shift in zip(self.bases, self.shifts, strict=True)]
 
     def solve(self, rhs: Float[Tensor, "p m"]) -> Float[Tensor, "p m"]:
@@ -86,14 +97,17 @@ class FactoredInverse:
 
     @cached_property
     def _sizes(self) -> list[Sizes | None]:
-        """Root mean squares of a sample of the training gradients' factors in the eigenbasis; None for a layer whose rows have none."""
-        problem = self.problem
-        places = torch.linspace(0, problem.n_train - 1, min(SAMPLE, problem.n_train)).long()
-        made: list[Sizes | None] = []
-        for basis, rows in zip(self.bases, next(problem.at(problem.params, places).train_rows())[1], strict=True):
-            factors = None if rows.deltas is None or rows.inputs is None else (rows.deltas @ basis.outputs, rows.inputs @ basis.inputs)
-            made.append(factors and (_sizes(factors[0]), _sizes(factors[1])))
-        return made
+        """Root mean squares of all training gradients' factors in the eigenbasis: a direction that few rows have is no rounding error. None
+        for a layer whose rows have none."""
+        n = self.problem.n_train
+        squares: list[Sizes | None] = [None] * len(self.bases)
+        for _, layers in self.problem.train_rows():
+            for at, (basis, rows) in enumerate(zip(self.bases, layers, strict=True)):
+                if rows.deltas is not None and rows.inputs is not None:
+                    own = ((rows.deltas @ basis.outputs).square().sum(0), (rows.inputs @ basis.inputs).square().sum(0))
+                    before = squares[at]
+                    squares[at] = own if before is None else (before[0] + own[0], before[1] + own[1])
+        return [None if pair is None else ((pair[0] / n).sqrt(), (pair[1] / n).sqrt()) for pair in squares]
 
     def _train_rows(self) -> Iterator[tuple[slice, list[Rows]]]:
         """As `Problem.train_rows`, in larger blocks, as rows with factors are small."""
