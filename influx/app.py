@@ -8,7 +8,7 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, NoReturn
@@ -84,6 +84,8 @@ def job(cfg: DictConfig) -> float | None:
         overrides = [word for word in settings.overrides.task if not word.startswith("++choices=")]
         rules.check_config(config)
         rules.check_command(config)
+        if config["command"] == "reproduce":
+            return _reproduce(config, choices, Path(settings.runtime.output_dir), overrides)
         from influx.pipelines import run_command  # torch is imported from here on
 
         return run_command(config, choices, Path(settings.runtime.output_dir), overrides)
@@ -96,6 +98,20 @@ def job(cfg: DictConfig) -> float | None:
         if _traceback_wanted.get():
             raise
         _stop(error)
+
+
+def _reproduce(config: dict[str, Any], choices: Mapping[str, str], path: Path, overrides: list[str]) -> None:
+    from influx import launching
+    from influx.pipelines.reproduce import chosen_studies, run
+
+    def launch(jobs: Sequence[tuple[str, Sequence[str]]], folder: Path, workers: int) -> None:
+        launching.launch(job, "validate", jobs, folder, workers)
+
+    def load(name: str) -> dict[str, Any]:
+        return launching.option("reproduce", "study", name)
+
+    studies = chosen_studies(config.get("study"), choices.get("study"), launching.options("study"), load)
+    run(studies, config, path, overrides, launch, launching.cores())
 
 
 def _stop(error: Exception) -> NoReturn:

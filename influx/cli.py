@@ -11,6 +11,7 @@ COMMANDS = {
     "train": "train one model and save it with its training record",
     "estimate": "train (or reuse) a model, then estimate influence",
     "validate": "estimate, retrain without examples, compare: correlation tables and plots",
+    "reproduce": "run a published study and print each claim's verdict",
     "store": "list, check and remove stored results",
     "rerun": "repeat a finished run from its folder",
 }
@@ -63,6 +64,10 @@ def main() -> int:
 
 
 def _run(command: str, arguments: list[str]) -> int:
+    if command == "reproduce" and not arguments:
+        from influx import listing
+
+        return listing.print_studies()
     if command == "store":
         from influx import storekeeping
 

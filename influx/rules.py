@@ -85,11 +85,12 @@ TEXT = Rule("a text", lambda v: isinstance(v, str) and v != "")
 INDEX = list_of(whole(0)).or_null()
 
 RULES: dict[str, Rule] = {
-    "command": choice("train", "estimate", "validate"),
+    "command": choice("train", "estimate", "validate", "reproduce"),
     "seed": whole(0),
     "dtype": choice("float32", "float64"),
     "device": choice("auto", "cpu", "cuda"),
     "threads": whole(1).or_word("auto"),
+    "pictures": FLAG,
     "top_k": whole(1),
     "memory": SIZE,
     "checkpoints": whole(1),
@@ -97,6 +98,12 @@ RULES: dict[str, Rule] = {
     "loo": FLAG,
     "truth": choice("loo", "subset", "group"),
     "resamples": whole(10),
+    "scale": choice("quick", "paper"),
+    "seeds": whole(1).or_null(),
+    "settings": list_of(TEXT),
+    "workers": whole(1).or_word("auto"),
+    "fresh": FLAG,
+    "jobs_dir": TEXT,
     "store.dir": TEXT.or_null(),
     "dataset.train_size": whole(1).or_null(),
     "dataset.test_size": whole(1).or_null(),
@@ -215,10 +222,11 @@ def check_config(config: Mapping[str, Any], prefix: str = "") -> None:
 
 
 GROUPS = ("store", "dataset", "model", "training", "objective", "measurement", "method", "retraining")
-SHARED = ("seed", "dtype", "device", "threads", "checkpoints", *GROUPS[:6])
+SHARED = ("seed", "dtype", "device", "threads", "checkpoints", "pictures", *GROUPS[:6])
 NEEDED = {
     "train": SHARED,
     "estimate": (*SHARED, "method", "memory", "top_k"),
+    "reproduce": ("seed", "store", "scale", "seeds", "settings", "workers", "fresh", "jobs_dir"),
     "validate": (*SHARED, "method", "memory", "top_k", "retraining", "loo", "truth", "resamples"),
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import logging
@@ -12,6 +13,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -29,9 +31,22 @@ log = logging.getLogger("influx")
 RESULTS = (
     "model.safetensors", "history.csv", "history.png", "influence.npz", "top_influences.csv", "top_influences.png", "diagnostics.csv",
     "ground_truth.npz", "correlations.csv", "correlations.md", "per_test.csv", "scatter.png",
+    "claims.csv", "claims.md", "cells.csv", "results.csv", "report.html",
 )  # fmt: skip
 SHOWN_WARNINGS = 3  # of one stage on the screen; the record has them all
 LIBRARIES = ("influx", "torch", "torchvision", "numpy", "scipy", "scikit-learn", "pandas", "hydra-core")
+
+AFTERWARDS = (  # make no run's numbers
+    "studies", "report", "cli.py", "app.py", "launching.py", "sweeps.py", "storekeeping.py", "pipelines/reproduce.py",
+)  # fmt: skip
+
+
+@cache
+def source_digest() -> str:
+    """SHA-256 of the code that runs are made by: an edit of any of it makes a finished run a stranger."""
+    package = Path(__file__).parent
+    files = [file for file in sorted(package.rglob("*.py")) if not file.relative_to(package).as_posix().startswith(AFTERWARDS)]
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 
 @dataclass
@@ -40,6 +55,12 @@ class RunFolder:
 
     path: Path
     record: dict[str, Any] = field(default_factory=dict)
+
+    @staticmethod
+    def read(path: Path) -> dict[str, Any]:
+        """The record of a run."""
+        found: dict[str, Any] = json.loads((path / "run.json").read_text())
+        return found
 
     def start(self, command: str, config: Mapping[str, Any], overrides: list[str]) -> None:
         """Open the record. Results that an earlier run left in the same folder are removed, so that one folder holds one run."""
@@ -54,6 +75,7 @@ class RunFolder:
             "dtype": config["dtype"],
             "versions": {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}},
             "git_commit": _git_commit(),
+            "source": source_digest(),
             "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             "stage_seconds": {},
             "reused": [],

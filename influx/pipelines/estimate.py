@@ -90,6 +90,8 @@ def estimate(session: Session, estimator: Estimator) -> Estimated:
     with torch.no_grad():
         losses = problem.losses(problem.theta, problem.train).cpu().numpy()
     _write_top(session, influence, whole_set)
+    if session.config["pictures"]:
+        _draw_top(session, influence, whole_set)
     write_diagnostics(session, made.solves, test_index)
     seconds = folder.record["stage_seconds"]["estimate"]
     log.info("estimated %d x %d influences in %.2f s (%s)", *influence.shape, seconds, _solved(made))
@@ -120,6 +122,10 @@ def _solved(made: Estimate) -> str:
 def _write_top(session: Session, influence: Float[np.ndarray, "n_train n_test"], whole_set: bool) -> None:
     data, k, folder = session.experiment.data, session.config["top_k"], session.folder
     folder.csv("top_influences.csv", top_table(data, influence, k, whole_set))
+
+
+def _draw_top(session: Session, influence: Float[np.ndarray, "n_train n_test"], whole_set: bool) -> None:
+    data, k, folder = session.experiment.data, session.config["top_k"], session.folder
     count = SHOWN_IMAGES if data.is_image else SHOWN_ROWS
     shown = np.sort(np.argsort(-np.abs(influence).max(0), kind="stable")[:count])  # where influence is largest
     rows = gallery(data, influence, k, shown.tolist(), whole_set)

@@ -23,7 +23,8 @@ def train(session: Session) -> Trained:
     history = pd.DataFrame(trained.history).astype({"epoch": int})
     folder.parameters("model.safetensors", {**trained.params, **trained.buffers})
     folder.csv("history.csv", history)
-    save_history(history, folder.path / "history.png")
+    if session.config["pictures"]:
+        save_history(history, folder.path / "history.png")
     last = history.iloc[-1]
     accuracy = "" if pd.isna(last.accuracy) else f", training accuracy {last.accuracy:.3f}"
     how = "reused from the store" if trained.reused else f"in {trained.seconds:.1f} s"

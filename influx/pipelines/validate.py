@@ -58,7 +58,8 @@ def validate(session: Session, estimator: Estimator, retraining: Retraining | No
         each.insert(0, "test_index", made.test_index)
         session.folder.csv("per_test.csv", each)
         _write_tables(session, table, retraining)
-        _draw(session, made, truth, table, each)
+        if session.config["pictures"]:
+            _draw(session, made, truth, table, each)
     write_diagnostics(session, made.solves, made.test_index)
     spearman = float(table.set_index("statistic").value["spearman"])
     session.folder.record["spearman"] = None if math.isnan(spearman) else spearman  # JSON has no NaN

@@ -62,6 +62,21 @@ def interval(row: Any, of: str = "ci") -> str:
     return "" if math.isnan(low) else f"[{significant(low)}, {significant(high)}]"
 
 
+def claim_lines(table: pd.DataFrame, title: str) -> Table:
+    """The terminal's view of a study's claims."""
+    lines = Table(title=title, title_justify="left")
+    for heading in ("claim", "statement"):
+        lines.add_column(heading, no_wrap=heading == "claim")
+    for heading in ("wanted", "here", "95 % interval", "seeds"):
+        lines.add_column(heading, justify="right", no_wrap=True)
+    lines.add_column("verdict")
+    for row in table.itertuples():
+        said = f"{row.statement} ({row.cell})" if row.cell else str(row.statement)
+        numbers = str(row.wanted), significant(row.our_value), interval(row), str(row.n_seeds)
+        lines.add_row(str(row.claim), said, *numbers, str(row.verdict))
+    return lines
+
+
 def verdict(table: pd.DataFrame, unit: str = "removed example") -> list[str]:
     """What a `compare` table says, one sentence or two a line: agreement against its ceiling, scale, and every caveat there is.
 

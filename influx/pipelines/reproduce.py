@@ -1,0 +1,208 @@
+"""`influx reproduce`: run a study's jobs, and say claim by claim whether it reproduces.
+
+The jobs are ordinary `influx validate` runs with folders of their own, which share trained and retrained models through the store. A job
+that is finished, with the same settings and the same code, is not run again: a study that was stopped goes on where it was.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import yaml
+from rich.console import Console
+
+from influx.errors import InfluxError
+from influx.report.page import StudyPage, save_page
+from influx.report.tables import claim_lines, to_markdown
+from influx.runfolder import RunFolder, source_digest
+from influx.studies.claims import COLUMNS
+from influx.studies.results import collect, over_seeds, state
+from influx.studies.study import Job, Study
+
+log = logging.getLogger("influx")
+
+EVERY = 15.0  # seconds between two lines of progress
+PROTOCOL = ("dtype", "threads", "checkpoints")  # keys that every command has and that a study's own settings decide
+
+Launch = Callable[[Sequence[tuple[str, Sequence[str]]], Path, int], None]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What was asked: the studies, the scale, and how to run jobs (`launch(jobs, folder, workers)`)."""
+
+    studies: tuple[Study, ...]
+    scale: str
+    seeds: int | None
+    first_seed: int
+    more: tuple[str, ...]
+    jobs_dir: Path
+    fresh: bool
+    workers: int
+    launch: Launch
+
+
+def run(studies: tuple[Study, ...], config: Mapping[str, Any], path: Path, overrides: list[str], launch: Launch, cores: int) -> None:
+    """Open the run folder `path`, reproduce, and close its record.
+
+    Raises:
+        InfluxError: a setting that a study decides was set for all of them, or the input is wrong.
+    """
+    _refuse_protocol(overrides)
+    store = config["store"].get("dir")
+    more = (*config["settings"], "pictures=false", f"device={config['device']}", f"store.dir={_word(store)}")
+    workers = cores if config["workers"] == "auto" else config["workers"]
+    request = Request(
+        studies, config["scale"], config["seeds"], config["seed"], more, Path(config["jobs_dir"]), config["fresh"], workers, launch
+    )  # fmt: skip
+    folder = RunFolder(path)
+    folder.start("reproduce", config, overrides)
+    try:
+        reproduce(request, folder)
+        folder.record["status"] = "finished"
+        log.info("results: %s", path)
+    except BaseException as error:
+        folder.record["status"] = f"failed: {error}" if isinstance(error, InfluxError) else f"failed: {type(error).__name__}"
+        raise
+    finally:
+        folder.write_record()
+
+
+def _refuse_protocol(overrides: Sequence[str]) -> None:
+    for word in overrides:
+        key = word.lstrip("+").partition("=")[0]
+        if key in PROTOCOL:
+            raise InfluxError(f"a study's protocol decides {key}: to set it for every job all the same, write settings=[{word}].")
+
+
+def _word(path: str | None) -> str:
+    return "null" if path is None else "'" + str(Path(path).resolve()).replace("'", "\\'") + "'"
+
+
+def reproduce(request: Request, folder: RunFolder) -> None:
+    """Run every study of the request; `claims.csv`, `claims.md`, figures and `report.html` are written after each, so that what is done
+    can be looked at."""
+    pages: list[StudyPage] = []
+    claims: list[pd.DataFrame] = []
+    for study in request.studies:
+        begun = time.perf_counter()
+        with folder.stage(study.name):
+            results, failed = _run(study, request)
+            rows, cells = zip(*(claim.judge(results) for claim in study.claims), strict=True)
+        table = pd.DataFrame(rows, columns=COLUMNS)
+        place = "" if len(request.studies) == 1 else f"{study.name}/"
+        points = over_seeds(results)
+        folder.csv(f"{place}results.csv", results)
+        folder.csv(f"{place}cells.csv", pd.DataFrame([row for part in cells for row in part]))
+        labels = {arm.name: arm.label for arm in study.arms.values()} | {name: name.replace("_", " ") for name in study.compare}
+        picture = folder.path / f"{place}{study.name}.png"
+        study.figure.save(points, results, labels, picture)
+        claims.append(table)
+        chosen = study.scales[request.scale]
+        pages.append(StudyPage(
+            study.name, study.title, study.papers, study.shows, request.scale, chosen.cuts, table, picture, tuple(failed.items()),
+            time.perf_counter() - begun, f"influx reproduce study={study.name} scale={request.scale}", int(results["seed"].nunique()),
+        ))  # fmt: skip
+        _write(folder, pages, claims)
+        _say(study, table, failed)
+    log.info("page: %s", folder.path / "report.html")
+
+
+def _run(study: Study, request: Request) -> tuple[pd.DataFrame, dict[str, str]]:
+    jobs = study.jobs(request.scale, seeds=request.seeds, first_seed=request.first_seed, more=request.more)
+    folder = (request.jobs_dir / study.name / request.scale).resolve()
+    waiting = [job for job in jobs if request.fresh or not is_done(job, folder / job.place)]
+    chosen = study.scales[request.scale]
+    log.info("%s: %s", study.name, study.title)
+    log.info("%s scale: %s", request.scale, chosen.cuts)
+    log.info("%d jobs, %d of them to run; %s on two cores when nothing is in the store", len(jobs), len(waiting), chosen.takes)
+    if waiting:
+        with _watched(study.name, waiting, folder):
+            request.launch([(job.place, job.settings) for job in waiting], folder, min(request.workers, len(waiting)))
+    return collect(study, jobs, folder)
+
+
+def is_done(job: Job, folder: Path) -> bool:
+    """Whether the job's folder holds a finished run of the same settings by the same code."""
+    if state(folder) != "finished":
+        return False
+    try:
+        said = yaml.safe_load((folder / ".hydra" / "overrides.yaml").read_text())
+        record = RunFolder.read(folder)
+    except (OSError, ValueError, yaml.YAMLError):
+        return False
+    return said == list(job.settings) and record.get("source") == source_digest()
+
+
+class _watched:
+    """Says now and then, while jobs run anywhere, how many of them have ended."""
+
+    def __init__(self, name: str, jobs: Sequence[Job], folder: Path) -> None:
+        self._name, self._jobs, self._folder = name, jobs, folder
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> None:
+        self._begun = time.time()
+        self._thread.start()
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._over.wait(EVERY):
+            ended = sum(self._ended(job) for job in self._jobs)
+            gone = time.time() - self._begun
+            left = f", about {gone / ended * (len(self._jobs) - ended):.0f} s left" if ended else ""
+            print(f"{self._name}: {ended} of {len(self._jobs)} jobs after {gone:.0f} s{left}", flush=True)
+
+    def _ended(self, job: Job) -> bool:
+        record = self._folder / job.place / "run.json"
+        return record.is_file() and record.stat().st_mtime >= self._begun and state(record.parent) != "failed: it was stopped"
+
+
+def _write(folder: RunFolder, pages: list[StudyPage], claims: list[pd.DataFrame]) -> None:
+    several = len(claims) > 1
+    for page, table in zip(pages, claims, strict=True):
+        place = f"{page.name}/" if several or page.picture.parent != folder.path else ""
+        folder.csv(f"{place}claims.csv", table)
+        folder.text(f"{place}claims.md", f"# {page.title}\n\n{to_markdown(table)}")
+    joined = pd.concat([table.assign(study=page.name) for page, table in zip(pages, claims, strict=True)], ignore_index=True)
+    folder.csv("claims.csv", joined)
+    folder.text("claims.md", to_markdown(joined))
+    save_page(pages, folder.path / "report.html")
+
+
+def _say(study: Study, table: pd.DataFrame, failed: Mapping[str, str]) -> None:
+    screen = Console(width=120, file=io.StringIO())
+    screen.print(claim_lines(table, study.title))
+    log.info("%s", screen.file.getvalue().rstrip())  # type: ignore[attr-defined]
+    for row in table.itertuples():
+        if row.explanation:
+            log.info("%s %s: %s", row.claim, row.verdict, row.explanation)
+    for place, reason in failed.items():
+        log.info("job %s %s", place, reason)
+
+
+def chosen_studies(
+    node: Mapping[str, Any] | None, name: str | None, every: Sequence[str], load: Callable[[str], Mapping[str, Any]]
+) -> tuple[Study, ...]:
+    """The study `name` that `node` describes, or all of `every` when it says so.
+
+    Raises:
+        InfluxError: none was chosen, or a file describes no study.
+    """
+    if node is None or name is None:
+        raise InfluxError(f"choose a study: study=<name>, one of {', '.join(every)}; influx reproduce alone describes them.")
+    if not node.get("all"):
+        return (Study.read(name, node),)
+    return tuple(Study.read(one, load(one)) for one in every if one != name)

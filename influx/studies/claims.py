@@ -1,0 +1,174 @@
+"""A published claim, the numbers that decide it, and the verdict.
+
+A claim is about one quantity, or about the same quantity at several points of the grid (`each`), or about several (`values`): its cells.
+For each cell the mean over seeds and its 95 % interval (Student's t over seeds) stand against a threshold. A cell is *reproduced* when
+its whole interval meets the threshold, *not reproduced* when none of it does, else *inconclusive*: run more seeds. The claim is
+reproduced when all its cells are, and not when one is not. The cell nearest to failing speaks for the claim.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import scipy.stats
+
+from influx.errors import InfluxError, nearest
+from influx.instantiate import build
+from influx.studies.quantities import Quantity
+
+REPRODUCED, FAILED, OPEN = "reproduced", "not reproduced", "inconclusive"
+KEYS = (
+    "claim", "paper", "where", "statement", "paper_value", "at_least", "at_most", "value", "values", "each", "ceiling", "explanation",
+)  # fmt: skip
+NEEDED = ("claim", "paper", "where", "statement", "paper_value")
+LOW_CEILING = 0.5  # of the truth's agreement with itself: below, a comparison says little about an estimator
+COLUMNS = [
+    "claim", "paper", "where", "statement", "paper_value", "our_value", "ci_low", "ci_high", "verdict",
+    "wanted", "cell", "n_seeds", "noise_ceiling", "explanation",
+]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One quantity of a claim, and in words where in the grid it is taken."""
+
+    name: str
+    quantity: Quantity
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One row of `claims.csv`.
+
+    Args:
+        claim: its id.
+        paper, where: who claims it, and in which part of the paper (or where else it is from).
+        statement: in words.
+        paper_value: the paper's figure when it is known for certain, else null.
+        at_least, at_most: the threshold, on one side.
+        cells: what is compared with it.
+        ceiling: the truth's agreement with itself across seeds, shown beside the value, if there is one.
+        explanation: shown on the page when the claim is not reproduced.
+    """
+
+    claim: str
+    paper: str
+    where: str
+    statement: str
+    paper_value: float | str | None
+    at_least: float | None
+    at_most: float | None
+    cells: tuple[Cell, ...]
+    ceiling: Quantity | None = None
+    explanation: str = ""
+
+    @classmethod
+    def read(cls, where: str, node: Mapping[str, Any]) -> Claim:
+        """
+        Raises:
+            InfluxError: a key is unknown or missing, or there is not one threshold.
+        """
+        name = f"{where}.{node.get('claim', '?')}"
+        for key in node:
+            if key not in KEYS:
+                raise InfluxError(f"{name} has a key '{key}'; there are {', '.join(KEYS)}.{nearest(key, KEYS)}")
+        missing = [key for key in NEEDED if key not in node]
+        if missing:
+            raise InfluxError(f"{name} needs {', '.join(missing)}.")
+        if (node.get("at_least") is None) == (node.get("at_most") is None):
+            raise InfluxError(f"{name} needs one threshold: at_least or at_most.")
+        ceiling = build(node["ceiling"], Quantity, f"{name}.ceiling") if node.get("ceiling") else None
+        said, limits = (node[key] for key in NEEDED), (node.get("at_least"), node.get("at_most"))
+        return cls(*said, *limits, _cells(name, node), ceiling, node.get("explanation") or "")
+
+    @property
+    def arms(self) -> tuple[str, ...]:
+        ceiling = () if self.ceiling is None else self.ceiling.arms
+        return (*(arm for cell in self.cells for arm in cell.quantity.arms), *ceiling)
+
+    @property
+    def wanted(self) -> str:
+        return f">= {self.at_least:g}" if self.at_least is not None else f"<= {self.at_most:g}"
+
+    def judge(self, results: pd.DataFrame) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        """The claim's row of `claims.csv`, and a row for each of its cells."""
+        cells = [self._judge(cell, results) for cell in self.cells]
+        worst = min(cells, key=lambda row: -math.inf if math.isnan(row["margin"]) else row["margin"])
+        verdicts = {row["verdict"] for row in cells}
+        verdict = FAILED if FAILED in verdicts else REPRODUCED if verdicts == {REPRODUCED} else OPEN
+        if verdict == FAILED:
+            worst = min((row for row in cells if row["verdict"] == FAILED), key=lambda row: row["margin"])
+        ceiling = math.nan if self.ceiling is None else float(self.ceiling.per_seed(results).mean())
+        row = {key: getattr(self, key) for key in NEEDED} | {
+            **{key: worst[key] for key in ("our_value", "ci_low", "ci_high", "cell", "n_seeds")},
+            "verdict": verdict, "wanted": self.wanted, "noise_ceiling": ceiling, "explanation": self._said(verdict, ceiling),
+        }  # fmt: skip
+        return {key: row[key] for key in COLUMNS}, [{"claim": self.claim, **row} for row in cells]
+
+    def _said(self, verdict: str, ceiling: float) -> str:
+        said = [] if verdict == REPRODUCED else [self.explanation]
+        if ceiling < LOW_CEILING:
+            said.append(
+                f"The truth agrees with itself across seeds by {ceiling:.2f} only: a low correlation speaks against the comparison, "
+                "not against the estimator."
+            )
+        return " ".join(part.strip() for part in said if part)
+
+    def _judge(self, cell: Cell, results: pd.DataFrame) -> dict[str, Any]:
+        values = cell.quantity.per_seed(results).to_numpy(float)
+        mean, low, high = interval(values)
+        sign, threshold = (1, self.at_least) if self.at_least is not None else (-1, self.at_most)
+        assert threshold is not None
+        near, far = (low, high) if sign > 0 else (high, low)
+        verdict = OPEN
+        if not math.isnan(near):
+            verdict = REPRODUCED if sign * (near - threshold) >= 0 else FAILED if sign * (far - threshold) < 0 else OPEN
+        return {
+            "cell": cell.name, "our_value": mean, "ci_low": low, "ci_high": high, "n_seeds": len(values), "verdict": verdict,
+            "margin": sign * (mean - threshold),
+        }  # fmt: skip
+
+
+def interval(values: np.ndarray) -> tuple[float, float, float]:
+    """Mean and 95 % t interval over seeds; NaN for what too few seeds leave open."""
+    if not len(values):
+        return math.nan, math.nan, math.nan
+    mean = float(np.mean(values))
+    if len(values) < 2:
+        return mean, math.nan, math.nan
+    half = float(scipy.stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / math.sqrt(len(values)))
+    return mean, mean - half, mean + half
+
+
+def _cells(name: str, node: Mapping[str, Any]) -> tuple[Cell, ...]:
+    if ("value" in node) == ("values" in node):
+        raise InfluxError(f"{name} needs value (one quantity) or values (a name and a quantity for each).")
+    named = node["values"] if "values" in node else {"": node["value"]}
+    each = node.get("each") or {}
+    made = []
+    for levels in itertools.product(*each.values()):
+        at = dict(zip(each, levels, strict=True))
+        said = ", ".join(f"{axis}={level}" for axis, level in at.items())
+        for label, quantity in named.items():
+            built = build(_placed(quantity, at), Quantity, f"{name}.value")
+            made.append(Cell(", ".join(part for part in (label, said) if part), built))
+    return tuple(made)
+
+
+def _placed(node: Any, at: Mapping[str, Any]) -> Any:
+    """The quantity's node with `at` added to every part that names an arm; what it says itself wins."""
+    if isinstance(node, Sequence) and not isinstance(node, str):
+        return [_placed(part, at) for part in node]
+    if not isinstance(node, Mapping):
+        return copy.copy(node)
+    made = {key: _placed(value, at) for key, value in node.items() if key != "at"}
+    if "arm" in node or "at" in node:
+        made["at"] = {**at, **(node.get("at") or {})}
+    return made

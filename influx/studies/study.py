@@ -1,0 +1,185 @@
+"""A study: a grid of `influx validate` jobs, the claims that their numbers decide, and one figure.
+
+A YAML file in `conf/study/` says all of it (a user's own in any `--config-dir`):
+
+    title, papers, shows     what it is about, in words
+    settings                 settings of every job, as typed on the command line
+    arms                     name -> {label, settings, grid}: kinds of job that the study compares
+    grid                     axis -> levels; a level is a value of the setting that the axis names, or a name with settings of its own
+    scales                   quick and paper -> {seeds, takes, cuts, settings, grid, skip}
+    compare                  name -> comparison of arms with one another (`influx.studies.comparisons`)
+    claims                   list (`influx.studies.claims`)
+    figure                   one of `influx.report.figures`
+
+Later settings win: the study's, the scale's, the arm's, the grid point's. A grid is replaced axis by axis: the study's by the scale's, then
+by the arm's; an arm may name levels of an axis instead of repeating their settings. `{seed}` in a setting is the job's seed.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from influx.errors import InfluxError, nearest
+from influx.instantiate import build
+from influx.report.figures import Figure
+from influx.studies.claims import Claim
+from influx.studies.comparisons import Comparison
+
+SCALES = ("quick", "paper")
+KEYS = ("title", "papers", "shows", "settings", "arms", "grid", "scales", "compare", "claims", "figure")
+ARM_KEYS = ("label", "settings", "grid")
+SCALE_KEYS = ("seeds", "takes", "cuts", "settings", "grid", "skip")
+
+Grid = Mapping[str, Any]  # axis -> list of values, or name -> settings
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One kind of job: its name, what figures call it, its settings, its own part of the grid."""
+
+    name: str
+    label: str
+    settings: tuple[str, ...] = ()
+    grid: Grid = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How much of the protocol is run: number of seeds, the time it takes here, what it leaves out (both in words), and what it changes."""
+
+    name: str
+    seeds: int
+    takes: str
+    cuts: str
+    settings: tuple[str, ...] = ()
+    grid: Grid = field(default_factory=dict)
+    skip: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Job:
+    """One `influx validate` run: its arm, its place in the grid (axis -> level), its seed, and its settings."""
+
+    arm: str
+    point: dict[str, Any]
+    seed: int
+    settings: tuple[str, ...]
+
+    @property
+    def place(self) -> str:
+        """The job's folder below the study's."""
+        levels = ",".join(f"{axis}={level}" for axis, level in self.point.items())
+        return "/".join(part for part in (self.arm, levels.replace("/", "-"), f"seed={self.seed}") if part)
+
+
+@dataclass(frozen=True)
+class Study:
+    """See the top of this file."""
+
+    name: str
+    title: str
+    papers: tuple[str, ...]
+    shows: str
+    settings: tuple[str, ...]
+    arms: dict[str, Arm]
+    grid: Grid
+    scales: dict[str, Scale]
+    compare: dict[str, Comparison]
+    claims: tuple[Claim, ...]
+    figure: Figure
+
+    @classmethod
+    def read(cls, name: str, node: Mapping[str, Any]) -> Study:
+        """The study that a YAML file describes.
+
+        Raises:
+            InfluxError: a key is missing or unknown, or a claim or comparison names an arm that there is not.
+        """
+        about = f"study {name}"
+        _check_keys(about, node, KEYS, needed=("title", "papers", "shows", "arms", "scales", "claims", "figure"))
+        arms = {key: _arm(about, key, value or {}) for key, value in node["arms"].items()}
+        scales = {key: _scale(about, key, value or {}) for key, value in node["scales"].items()}
+        if set(scales) != set(SCALES):
+            raise InfluxError(f"{about}: scales are {', '.join(scales)}; there must be {' and '.join(SCALES)}.")
+        compare = {key: build(value, Comparison, f"{about}.compare.{key}") for key, value in (node.get("compare") or {}).items()}
+        claims = tuple(Claim.read(f"{about}.claims", value) for value in node["claims"])
+        made = cls(
+            name, node["title"], tuple(node["papers"]), node["shows"], tuple(node.get("settings") or ()), arms, node.get("grid") or {},
+            scales, compare, claims, build(node["figure"], Figure, f"{about}.figure"),
+        )  # fmt: skip
+        made._check_names()
+        return made
+
+    def _check_names(self) -> None:
+        for name, comparison in self.compare.items():
+            if name in self.arms:
+                raise InfluxError(f"study {self.name}: '{name}' is both an arm and a comparison; give one of them another name.")
+            self._check_arms(f"compare.{name}", comparison.arms, self.arms)
+        for claim in self.claims:
+            self._check_arms(f"claim {claim.claim}", claim.arms, {**self.arms, **self.compare})
+
+    def _check_arms(self, where: str, named: Sequence[str], known: Mapping[str, Any]) -> None:
+        for arm in named:
+            if arm not in known:
+                raise InfluxError(f"study {self.name}: {where} names '{arm}'; there are {', '.join(known)}.{nearest(arm, known)}")
+
+    def jobs(self, scale: str, *, seeds: int | None = None, first_seed: int = 0, more: Sequence[str] = ()) -> list[Job]:
+        """All jobs, arm by arm and within an arm point by point; `more` are settings that win over everything.
+
+        Neighbours in the list differ in their seed, so that processes that take them side by side train different models.
+        """
+        chosen = self.scales[scale]
+        made = []
+        for arm in self.arms.values():
+            if arm.name in chosen.skip:
+                continue
+            for point, settings in self._points(arm, chosen):
+                for seed in range(first_seed, first_seed + (seeds or chosen.seeds)):
+                    words = (*self.settings, *chosen.settings, *arm.settings, *settings, f"seed={seed}", *more)
+                    made.append(Job(arm.name, point, seed, tuple(word.replace("{seed}", str(seed)) for word in words)))
+        return made
+
+    def _points(self, arm: Arm, scale: Scale) -> list[tuple[dict[str, Any], tuple[str, ...]]]:
+        axes = {**self.grid, **scale.grid, **arm.grid}
+        levels = [self._levels(axis, chosen, scale) for axis, chosen in axes.items()]
+        return [
+            ({axis: level for axis, (level, _) in zip(axes, combination, strict=True)}, tuple(w for _, words in combination for w in words))
+            for combination in itertools.product(*levels)
+        ]
+
+    def _levels(self, axis: str, chosen: Any, scale: Scale) -> list[tuple[Any, tuple[str, ...]]]:
+        """(level, its settings) for each level of an axis."""
+        named = {
+            name: words for grid in (self.grid, scale.grid) if isinstance(grid.get(axis), Mapping) for name, words in grid[axis].items()
+        }
+        if isinstance(chosen, Mapping):
+            return [(name, tuple(words or ())) for name, words in chosen.items()]
+        if not named:
+            return [(value, (f"{axis}={value}",)) for value in chosen]
+        for name in chosen:
+            if name not in named:
+                raise InfluxError(f"study {self.name}: {axis} has no level '{name}'; there are {', '.join(named)}.{nearest(name, named)}")
+        return [(name, tuple(named[name] or ())) for name in chosen]
+
+
+def _arm(about: str, name: str, node: Mapping[str, Any]) -> Arm:
+    _check_keys(f"{about}.arms.{name}", node, ARM_KEYS, needed=())
+    return Arm(name, node.get("label") or name.replace("_", " "), tuple(node.get("settings") or ()), node.get("grid") or {})
+
+
+def _scale(about: str, name: str, node: Mapping[str, Any]) -> Scale:
+    _check_keys(f"{about}.scales.{name}", node, SCALE_KEYS, needed=("seeds", "takes", "cuts"))
+    settings, skip = tuple(node.get("settings") or ()), tuple(node.get("skip") or ())
+    return Scale(name, node["seeds"], node["takes"], node["cuts"], settings, node.get("grid") or {}, skip)
+
+
+def _check_keys(where: str, node: Mapping[str, Any], known: Sequence[str], needed: Sequence[str]) -> None:
+    for key in node:
+        if key not in known:
+            raise InfluxError(f"{where} has a key '{key}'; there are {', '.join(known)}.{nearest(key, known)}")
+    missing = [key for key in needed if key not in node]
+    if missing:
+        raise InfluxError(f"{where} needs {', '.join(missing)}.")
