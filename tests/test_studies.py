@@ -329,6 +329,15 @@ def test_a_study_of_ours_has_ten_seeds_and_says_what_quick_cuts(file: Path) -> N
         assert scale.takes
 
 
+def test_the_study_that_contributing_shows_runs(tmp_path: Path) -> None:
+    text = (CONF.parent / "CONTRIBUTING.md").read_text()
+    (block,) = [block for block in re.findall(r"```yaml\n(.*?)```", text, re.DOTALL) if "claims:" in block]
+    place = conf_of(tmp_path, yaml.safe_load(block))
+    assert reproduce(place, "workers=1", "seeds=3").status == 0
+    (claims,) = place.glob("outputs/reproduce/runs/*/claims.csv")
+    assert list(pd.read_csv(claims)["verdict"]) == ["reproduced"]
+
+
 def test_every_published_claim_has_its_place_in_one_study() -> None:
     studies = [Study.read(file.stem, yaml.safe_load(file.read_text())) for file in STUDIES]
     ids = {claim.claim for study in studies for claim in study.claims}

@@ -115,7 +115,9 @@ class Claim:
         return {key: row[key] for key in COLUMNS}, [{"claim": self.claim, **row} for row in cells]
 
     def _said(self, verdict: str, ceiling: float) -> str:
-        said = [] if verdict == REPRODUCED else [self.explanation]
+        said = [self.explanation] if verdict == FAILED else []
+        if verdict == OPEN:
+            said.append("Its interval holds the threshold: more seeds would tell (seeds=...).")
         if ceiling < LOW_CEILING:
             said.append(
                 f"The truth agrees with itself across seeds by {ceiling:.2f} only: a low correlation speaks against the comparison, "
