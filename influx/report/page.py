@@ -52,7 +52,7 @@ def page_of(studies: Sequence[StudyPage]) -> str:
     """The page, the figures inside it."""
     everything = pd.concat([study.claims for study in studies])
     counts = ", ".join(f"{(everything['verdict'] == verdict).sum()} {verdict}" for verdict in MARKS)
-    links = "".join(f'<li><a href="#{study.name}">{html.escape(study.title)}</a>: {_counted(study.claims)}</li>' for study in studies)
+    links = "".join(f'<li><a href="#{study.name}">{html.escape(study.title)}</a>: {_marked(study.claims)}</li>' for study in studies)
     body = "\n".join(map(_study, studies))
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
@@ -113,5 +113,9 @@ def _missing(value: object) -> bool:
     return value is None or (isinstance(value, float) and math.isnan(value))
 
 
-def _counted(claims: pd.DataFrame) -> str:
-    return ", ".join(f"{(claims['verdict'] == verdict).sum()} {verdict}" for verdict in MARKS if (claims["verdict"] == verdict).any())
+def _marked(claims: pd.DataFrame) -> str:
+    """Each claim with its mark."""
+    return ", ".join(
+        f'<span class="{row.verdict.replace(" ", "-")}">{html.escape(str(row.claim))} {MARKS[row.verdict]}</span>'
+        for row in claims.itertuples()
+    )
