@@ -231,7 +231,7 @@ class Retraining:
         return [Shard(self.recipe, experiment, part, draw, base, plan.side_by_side) for draw, base in draws for part in parts]
 
     def _parts(self, experiment: Experiment, sets: Removals) -> list[Removals]:
-        return sets.batches(self.models_at_once or stack_size(experiment, self.recipe.response))
+        return sets.batches(self.models_at_once or stack_size(experiment, self.recipe.response, trainable=self.trainable))
 
     def plan(self, experiment: Experiment, base: Trained, sets: Removals, seed: int, store: Store) -> Plan:
         """How to train the shards, from a trial of one; kept in the store and used again."""

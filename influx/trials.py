@@ -6,6 +6,7 @@ import time
 import warnings
 from dataclasses import replace
 
+from influx import frozen
 from influx.errors import AccuracyWarning
 from influx.experiment import Trained
 from influx.removals import Removals
@@ -36,7 +37,7 @@ def _of_training(shard: Shard, base: Trained) -> float:
     short, share = shard.training.trial(len(base.history), base.seconds, len(shard.part) + 1)
     if share == 1.0:
         shard = _first(shard, TRIAL_MODELS)
-    task = shard.task()
+    task = frozen.narrowed(shard.task())
     begun = time.perf_counter()
     with _unsaid():
         short.fit(task)

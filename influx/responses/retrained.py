@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from influx import frozen
 from influx.responses.base import Moved, Response
 from influx.training import Task, Training
 
@@ -17,5 +18,5 @@ class Retrained(Response):
     begins: ClassVar[str | None] = None
 
     def move(self, task: Task, training: Training) -> Moved:
-        fit = training.fit(task)
+        fit = frozen.fit(training, task)
         return Moved(fit.params, fit.buffers)
