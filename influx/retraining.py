@@ -296,10 +296,11 @@ class Retraining:
 
 def _trial(shard: Shard, base: Trained) -> float:
     """Seconds a model, from a short training of it."""
-    short, share = shard.training.trial(len(base.history), base.seconds, len(shard.part) + 1)
-    if share == 1.0:
-        shard = replace(shard, part=Removals(shard.part.sets[:TRIAL_MODELS], shard.part.unit))
     task = frozen.narrowed(shard.task())
+    share_moving = sum(value[0].numel() for value in task.params.values()) / sum(value.numel() for value in base.params.values())
+    short, share = shard.training.trial(len(base.history), share_moving * base.seconds, task.models)
+    if share == 1.0:
+        task = frozen.narrowed(replace(shard, part=Removals(shard.part.sets[:TRIAL_MODELS], shard.part.unit)).task())
     begun = time.perf_counter()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", AccuracyWarning)  # `run` will say it
