@@ -299,8 +299,11 @@ class Retraining:
         missed = [row["residual"] for row in truth.solves if not row["converged"]]
         if not missed:
             return
+        worst = max(missed)
         knob = "another retraining.solver" if self.response == "linear" else "a larger retraining.max_iterations, or dtype=float64"
+        if worst > 1 and self.response != "linear":
+            knob = "a larger retraining.proximity, or leaving out fewer: their objectives fall without end"
         warn_accuracy(
-            f"{len(missed)} of {len(truth.solves)} {self.response} responses were not solved for (largest relative residual "
-            f"{max(missed):.1e}; diagnostics.csv has each): what is left would look like the estimate's error. Try {knob}."
+            f"{len(missed)} of {len(truth.solves)} {self.response} responses were not solved for (largest relative residual {worst:.1e}; "
+            f"diagnostics.csv has each): what is left would look like the estimate's error. Try {knob}."
         )
