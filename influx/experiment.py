@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from influx import stacking
+from influx import frozen, stacking
 from influx.datasets import Data
 from influx.errors import InfluxError
 from influx.instantiate import describe
@@ -35,8 +35,8 @@ from influx.training.first_order import FirstOrder
 from influx.trajectory import Snapshot, Step, Trajectory
 
 ENGINE = (  # what turns a key into numbers, beside the objects that the key describes
-    "curvature.py", "experiment.py", "gradients.py", "layered.py", "masking.py", "measurements.py", "models", "objectives.py", "problem.py",
-    "seeding.py", "shards.py", "stacking.py", "training",
+    "curvature.py", "experiment.py", "frozen.py", "gradients.py", "layered.py", "masking.py", "measurements.py", "models",
+    "objectives.py", "problem.py", "seeding.py", "shards.py", "stacking.py", "training",
 )  # fmt: skip
 
 RANDOM = (nn.modules.dropout._DropoutNd, nn.RReLU)  # layers that draw while training
@@ -244,6 +244,8 @@ class Experiment:
     def measure(self, module: nn.Module, params: Stack, buffers: Stack) -> Float[Tensor, "k n_test"]:
         """The measurement of K models on every test example (or on the whole set: one column)."""
         examples, models = self.test_examples, len(next(iter(params.values())))
+        module, params, buffers, inputs = frozen.reduced(module, params, buffers, examples.inputs)
+        examples = replace(examples, inputs=inputs)
         each = stacking.bytes_per_row(module, unstack(params, 0), unstack(buffers, 0), examples.inputs)
         pieces = []
         with torch.no_grad():

@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from influx import layered, removals, rules, stacking
+from influx import frozen, layered, removals, rules, stacking
 from influx.errors import AccuracyWarning, InfluxError
 from influx.experiment import Experiment, Trained
 from influx.progress import progress
@@ -222,7 +222,7 @@ class Retraining:
         return [Shard(self.recipe, experiment, part, draw, base, plan.side_by_side) for draw, base in draws for part in parts]
 
     def _parts(self, experiment: Experiment, sets: Removals) -> list[Removals]:
-        return sets.batches(self.models_at_once or stack_size(experiment))
+        return sets.batches(self.models_at_once or stack_size(experiment, trainable=self.trainable))
 
     def plan(self, experiment: Experiment, base: Trained, sets: Removals, seed: int, store: Store) -> Plan:
         """How to train the shards, from a trial of one; kept in the store and used again."""
@@ -280,7 +280,7 @@ class Retraining:
 
         def again() -> dict[str, Tensor]:
             task = alone.task()
-            fit = alone.training.fit(task)
+            fit = frozen.fit(alone.training, task)
             moved = torch.stack([(fit.params[name][0] - base.params[name]).abs().max() for name in base.params]).max()
             return {"moved": moved, "values": experiment.measure(task.module, fit.params, fit.buffers)[0]}
 
@@ -295,7 +295,7 @@ def _trial(shard: Shard, base: Trained) -> float:
     short, share = shard.training.trial(len(base.history), base.seconds, len(shard.part) + 1)
     if share == 1.0:
         shard = replace(shard, part=Removals(shard.part.sets[:TRIAL_MODELS], shard.part.unit))
-    task = shard.task()
+    task = frozen.narrowed(shard.task())
     begun = time.perf_counter()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", AccuracyWarning)  # `run` will say it

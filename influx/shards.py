@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from influx import stacking
+from influx import frozen, stacking
 from influx.experiment import Experiment, Trained
 from influx.instantiate import describe
 from influx.removals import Removals
@@ -95,15 +95,19 @@ class Shard:
     def retrain(self) -> Float[Tensor, "k1 n_test"]:
         """Measurements of the stack's models, the first with nothing left out."""
         task = self.task()
-        fit = self.training.fit(task)
+        fit = frozen.fit(self.training, task)
         return self.experiment.measure(task.module, fit.params, fit.buffers).cpu()
 
 
-def stack_size(experiment: Experiment) -> int:
+def stack_size(experiment: Experiment, *, trainable: str = "all") -> int:
     """How many models share a stack: a function of sizes alone."""
     module, inputs = experiment.module(0), experiment.data.train_inputs
     params = {name: value.detach() for name, value in module.named_parameters()}
     row = stacking.bytes_per_row(module, params, dict(module.named_buffers()), inputs)
+    layer = frozen.find(module, {**params, **dict(module.named_buffers())}, inputs) if trainable == "last_layer" else None
+    if layer is not None:  # the others are computed once, and held once
+        params = {name: params[name] for name in layer.names}
+        row = experiment.data.n_outputs * inputs.element_size()
     size = sum(value.numel() for value in params.values()) * inputs.element_size()
     return int(np.clip(STACK_BYTES // experiment.training.memory(size, row, len(inputs)), FEWEST, experiment.training.most_at_once))
 
