@@ -49,6 +49,7 @@ def validate(session: Session, estimator: Estimator, retraining: Retraining | No
     if retraining is None:
         log.info(NO_TRUTH)
         return None
+    session = made.session
     truth = _truth(session, made, retraining)
     predicted = truth.removals.predicted(made.influence)
     options = {"calibrated": estimator.calibrated, "resamples": session.config["resamples"], "seed": session.seed}
