@@ -43,9 +43,11 @@ def _of_job(folder: Path) -> dict[str, float]:
     with np.load(folder / "ground_truth.npz", allow_pickle=False) as held:
         change = held["change"].mean(2)  # [n_removed, n_test]
     positive, spread = (change > 0).mean(0), np.median(change.std(0))
-    return {
+    found = {
         "positive_share": float(positive.mean()),
         "one_sign_share": float(np.maximum(positive, 1 - positive).mean()),
         "drift": float(control["mean_measurement_change"]),
-        "drift_over_spread": float(control["median_measurement_change"] / spread) if spread > 0 else float("inf"),
     }
+    if spread > 0:
+        found["drift_over_spread"] = float(control["median_measurement_change"] / spread)
+    return found

@@ -51,7 +51,9 @@ class Strips(Figure):
         for panel in self.panels:
             for key in panel:
                 if key not in PANEL_KEYS:
-                    raise InfluxError(f"a panel of the figure has a key '{key}'; there are {', '.join(PANEL_KEYS)}.{nearest(key, PANEL_KEYS)}")
+                    raise InfluxError(
+                        f"a panel of the figure has a key '{key}'; there are {', '.join(PANEL_KEYS)}.{nearest(key, PANEL_KEYS)}"
+                    )
             if "title" not in panel or "levels" not in panel:
                 raise InfluxError("a panel of the figure needs title and levels.")
 
@@ -122,16 +124,15 @@ class Strips(Figure):
                 ax.fill_between([x - 0.5, x + 0.5], low.iloc[0], high.iloc[0], color=BAND, linewidth=0, label=label, zorder=0)
 
 
-def draw_strip(
-    dots: pd.DataFrame, mean: pd.DataFrame, ax: Axes, x: float, reach: float, colour: str, marker: str, label: str
-) -> None:
+def draw_strip(dots: pd.DataFrame, mean: pd.DataFrame, ax: Axes, x: float, reach: float, colour: str, marker: str, label: str) -> None:
     """`value`, a row a seed, spread evenly over 2 · reach around x; `mean`, `low`, `high`, one row."""
     if not len(mean):
         return
     ax.plot(x + np.linspace(-reach, reach, len(dots)), dots["value"], ".", color=colour, markersize=4, alpha=0.45, markeredgewidth=0)
     one = mean.iloc[0]
     ax.plot([x, x], [one["low"], one["high"]], color="black", linewidth=1.4, zorder=3)
-    ax.plot([x], [one["mean"]], marker, color=colour, markersize=6, markeredgecolor="black", markeredgewidth=0.8, zorder=4, label=label, linestyle="none")
+    look = {"color": colour, "markersize": 6, "markeredgecolor": "black", "markeredgewidth": 0.8, "linestyle": "none", "zorder": 4}
+    ax.plot([x], [one["mean"]], marker=marker, label=label, **look)
 
 
 def _at(table: pd.DataFrame, arm: str, axis: str, level: str, statistic: str) -> pd.Series:
