@@ -89,7 +89,7 @@ def test_the_measurements_are_those_of_the_whole_network(name):
             module = subject.module(SEED)
             module.load_state_dict({**stacking.unstack(whole.params, k), **stacking.unstack(whole.buffers, k)})
             wanted.append(subject.objective.loss(module(subject.data.test_inputs), subject.data.test_targets))
-    assert_close(made.retrain(), torch.stack(wanted), rtol=0, atol=ROUNDING)
+    assert_close(made.retrain()["values"], torch.stack(wanted), rtol=0, atol=ROUNDING)
 
 
 @pytest.mark.parametrize("name", ["mlp", "lenet"])
@@ -168,7 +168,7 @@ def test_a_network_of_another_form_is_trained_whole(kind):
     assert frozen.narrowed(task) is task
     whole, found = subject.training.fit(task), frozen.fit(subject.training, task)
     assert all(torch.equal(found.params[name], value) for name, value in whole.params.items())
-    assert_close(shard(subject).retrain(), subject.measure(task.module, whole.params, whole.buffers), rtol=0, atol=ROUNDING)
+    assert_close(shard(subject).retrain()["values"], subject.measure(task.module, whole.params, whole.buffers), rtol=0, atol=ROUNDING)
 
 
 def test_all_parameters_or_a_linear_model_are_trained_whole():
