@@ -128,7 +128,7 @@ def draw_strip(dots: pd.DataFrame, mean: pd.DataFrame, ax: Axes, x: float, reach
     """`value`, a row a seed, spread evenly over 2 · reach around x; `mean`, `low`, `high`, one row."""
     if not len(mean):
         return
-    ax.plot(x + np.linspace(-reach, reach, len(dots)), dots["value"], ".", color=colour, markersize=4, alpha=0.45, markeredgewidth=0)
+    ax.plot(x + np.linspace(-reach, reach, len(dots)), dots["value"], ".", color=colour, markersize=5, alpha=0.55, markeredgewidth=0)
     one = mean.iloc[0]
     ax.plot([x, x], [one["low"], one["high"]], color="black", linewidth=1.4, zorder=3)
     look = {"color": colour, "markersize": 6, "markeredgecolor": "black", "markeredgewidth": 0.8, "linestyle": "none", "zorder": 4}
