@@ -20,7 +20,7 @@ from influx import gradients, stacking
 from influx.models.base import last_layer
 from influx.problem import AGREEMENT, Examples
 from influx.stacking import Stack, unstack
-from influx.training import Fit, Task, Training
+from influx.training import Task
 
 ROWS = 2  # of the check
 
@@ -101,19 +101,13 @@ def narrowed(task: Task) -> Task:
     )  # fmt: skip
 
 
-def fit(training: Training, task: Task) -> Fit:
-    """`training.fit(task)`, by way of the features where only the output layer moves. Frozen parameters are then views, shared by all K.
+def widened(task: Task, params: Stack) -> Stack:
+    """The whole network's parameters from those of its output layer, as a response to `narrowed(task)` gave them.
 
-    Raises:
-        NumericalError: as `training.fit`.
+    Frozen parameters are views, shared by all K models.
     """
-    small = narrowed(task)
-    if small is task:
-        return training.fit(task)
-    made = training.fit(small)
-    moved = dict(zip(last_layer(task.module), made.params.values(), strict=True))
-    params = {name: moved.get(name, value[:1].expand_as(value)) for name, value in task.params.items()}
-    return replace(made, params=params, buffers=task.buffers)
+    moved = dict(zip(last_layer(task.module), params.values(), strict=True))
+    return {name: moved.get(name, value[:1].expand_as(value)) for name, value in task.params.items()}
 
 
 def reduced(

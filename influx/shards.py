@@ -103,7 +103,9 @@ class Shard:
 
     def move(self) -> tuple[Task, Moved]:
         task = self.task()
-        return task, self.recipe.response.move(task, self.training)
+        small = frozen.narrowed(task)
+        moved = self.recipe.response.move(small, self.training)
+        return task, moved if small is task else replace(moved, params=frozen.widened(task, moved.params), buffers=task.buffers)
 
     def retrain(self) -> dict[str, Tensor]:
         """`values` [k + 1, n_test]: measurements of the stack's models, the first with nothing left out.

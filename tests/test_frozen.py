@@ -19,9 +19,14 @@ from influx.models.lenet import LeNet
 from influx.models.mlp import Mlp
 from influx.objectives import Supervised
 from influx.removals import Removals
+from influx.responses.base import Response
+from influx.responses.bregman import Bregman
+from influx.responses.linearised import Linearised
+from influx.responses.proximal import Proximal
 from influx.retraining import Retraining
 from influx.shards import Draw, Recipe, Shard
-from influx.training import Task, Training
+from influx.solvers.exact import Exact
+from influx.training import Fit, Task, Training
 from influx.training.first_order import Adam, Sgd
 from influx.training.second_order import Lbfgs, Newton
 
@@ -51,6 +56,13 @@ SUBJECTS: dict[str, Experiment] = {
 }
 
 
+def by_features(training: Training, task: Task) -> Fit:
+    """As a shard's response goes: the narrowed task, then the whole network's parameters."""
+    small = frozen.narrowed(task)
+    made = training.fit(small)
+    return made if small is task else replace(made, params=frozen.widened(task, made.params), buffers=task.buffers)
+
+
 def start(subject: Experiment) -> Trained:
     """A few steps of SGD away from the initialisation: Newton's method does not train a network."""
     return replace(subject, training=replace(SGD, epochs=2)).train(SEED, NOTHING_KEPT)
@@ -66,7 +78,7 @@ def shard(subject: Experiment, base: Trained | None = None, divisor: str = "n") 
 def test_the_models_are_those_of_the_whole_network(name, divisor):
     subject = SUBJECTS[name]
     task = shard(subject, divisor=divisor).task()
-    whole, found = subject.training.fit(task), frozen.fit(subject.training, task)
+    whole, found = subject.training.fit(task), by_features(subject.training, task)
     assert list(found.params) == list(whole.params)
     for parameter, value in whole.params.items():
         assert_close(found.params[parameter], value, rtol=0, atol=ROUNDING)
@@ -100,7 +112,7 @@ def test_it_is_taken_and_small(name):
     assert small.examples.inputs.shape == (len(task.examples), {"mlp": 4, "lenet": 84}[name])
     assert torch.equal(small.weights, task.weights)
     assert (small.seed, small.trainable) == (task.seed, ("0.weight", "0.bias"))
-    found = frozen.fit(SUBJECTS[name].training, task)
+    found = by_features(SUBJECTS[name].training, task)
     still = [value for parameter, value in found.params.items() if parameter not in task.trainable]
     assert all(value.stride(0) == 0 for value in still)  # held once, whatever the number of models
 
@@ -108,7 +120,7 @@ def test_it_is_taken_and_small(name):
 def test_float32_agrees_to_its_rounding():
     subject = experiment("mlp", torch.float32, training=SGD)
     task = shard(subject).task()
-    whole, found = subject.training.fit(task), frozen.fit(subject.training, task)
+    whole, found = subject.training.fit(task), by_features(subject.training, task)
     for parameter, value in whole.params.items():
         assert_close(found.params[parameter], value, rtol=0, atol=1e-5)  # 20 steps on numbers of order 1
 
@@ -166,7 +178,7 @@ def test_a_network_of_another_form_is_trained_whole(kind):
     subject = experiment("mlp", model=Odd(kind), training=SGD)
     task = shard(subject).task()
     assert frozen.narrowed(task) is task
-    whole, found = subject.training.fit(task), frozen.fit(subject.training, task)
+    whole, found = subject.training.fit(task), by_features(subject.training, task)
     assert all(torch.equal(found.params[name], value) for name, value in whole.params.items())
     assert_close(shard(subject).retrain()["values"], subject.measure(task.module, whole.params, whole.buffers), rtol=0, atol=ROUNDING)
 
@@ -220,3 +232,20 @@ def test_a_stack_holds_more_models_when_their_features_are_held_once(monkeypatch
     assert shards.stack_size(subject) == shards.FEWEST < shards.stack_size(subject, trainable="last_layer")
     odd = experiment("mlp", model=Odd(_Scaled), training=SGD)
     assert shards.stack_size(odd, trainable="last_layer") == shards.stack_size(odd)
+
+
+RESPONSES = (Bregman(proximity=0.1, tolerance=1e-10), Proximal(proximity=0.1, tolerance=1e-10), Linearised(Exact(), proximity=0.1))
+
+
+@pytest.mark.parametrize("response", RESPONSES, ids=lambda response: response.name)
+def test_responses_of_the_output_layer_are_those_of_the_network(response: Response) -> None:
+    """The same minima, found to a relative gradient of 1e-10 (the linear one: exactly), by way of the features and without them."""
+    subject = SUBJECTS["lenet"]
+    task = shard(subject, start(subject)).task()
+    small = frozen.narrowed(task)
+    assert small is not task
+    whole, found = response.move(task, subject.training), response.move(small, subject.training)
+    params = frozen.widened(task, found.params)
+    assert set(params) == set(whole.params)
+    for name, value in whole.params.items():
+        assert_close(params[name], value, rtol=0, atol=1e-9)

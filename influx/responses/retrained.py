@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from influx import frozen
 from influx.responses.base import Moved, Response
 from influx.training import Task, Training
 
@@ -18,5 +17,5 @@ class Retrained(Response):
     begins: ClassVar[str | None] = None
 
     def move(self, task: Task, training: Training) -> Moved:
-        fit = frozen.fit(training, task)
+        fit = training.fit(task)
         return Moved(fit.params, fit.buffers)

@@ -89,6 +89,20 @@ class Magnitude(Quantity):
 
 
 @dataclass(frozen=True)
+class Mean(Quantity):
+    """The mean of several, seed by seed, of the seeds that have all: one number for cases that a claim is about together."""
+
+    of: Sequence[Quantity]
+
+    @property
+    def arms(self) -> tuple[str, ...]:
+        return tuple(arm for quantity in self.of for arm in quantity.arms)
+
+    def per_seed(self, results: pd.DataFrame) -> pd.Series:
+        return pd.concat([quantity.per_seed(results) for quantity in self.of], axis=1).dropna().mean(axis=1)
+
+
+@dataclass(frozen=True)
 class Spread(Quantity):
     """Largest − smallest of several, seed by seed. At least 0 whatever they are: it has a level under pure noise too."""
 
