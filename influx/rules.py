@@ -186,6 +186,7 @@ RULES: dict[str, Rule] = {
     "retraining.selection": choice("random", "top", "loss", "stratified", "all", "class"),
     "retraining.index": INDEX,
     "retraining.fraction": number(above=0, below=1),
+    "retraining.selection_seed": whole(0).or_null(),
     "retraining.subsets": whole(1),
     "retraining.groups": whole(1),
     "retraining.group_size": whole(1).or_null(),
