@@ -50,7 +50,7 @@ class Chain(Figure):
     def draw(self, points: pd.DataFrame, results: pd.DataFrame, labels: Mapping[str, str]) -> matplotlib.figure.Figure:
         here = [level for level in self.rows if (points[self.axis] == level).any()]
         seeds = int(points["n"].max()) if len(points) else 0
-        figure = new_figure(10.0, 1.9 + 0.52 * len(here))
+        figure = new_figure(10.0, 2.0 + 0.52 * len(here))
         left, right = figure.subplots(1, 2, sharey=True, width_ratios=(1.15, 1))
         self._bars(points[points["arm"] == self.distances], here, left)
         self._marks(points[points["statistic"] == self.statistic], here, right, labels)
@@ -74,7 +74,7 @@ class Chain(Figure):
             ax.set_xlim(10 ** np.floor(np.log10(positive.min())), 2 * positive.max())
         ax.set_xlabel(self.unit)
         ax.grid(axis="x", color="#dddddd", linewidth=0.6)
-        ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, columnspacing=1.2, handlelength=1.2)
+        ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, columnspacing=1.2, handlelength=1.2)
 
     def _marks(self, table: pd.DataFrame, here: list[str], ax: Axes, labels: Mapping[str, str]) -> None:
         step = 0.7 / max(len(self.objects) - 1, 1)
@@ -90,4 +90,5 @@ class Chain(Figure):
             ax.axhline(edge, color="#dddddd", linewidth=0.6)
         ax.axvline(0, color=GREY, linewidth=0.6)
         ax.set_xlabel(f"{self.statistic.capitalize()} of the influence function with")
-        ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, columnspacing=1.2, handletextpad=0.3)
+        ax.tick_params(axis="y", length=0)
+        ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, columnspacing=1.2, handletextpad=0.3)
