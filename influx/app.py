@@ -85,7 +85,8 @@ def job(cfg: DictConfig) -> float | None:
         rules.check_config(config)
         rules.check_command(config)
         if config["command"] == "reproduce":
-            return _reproduce(config, choices, Path(settings.runtime.output_dir), overrides)
+            _reproduce(config, choices, Path(settings.runtime.output_dir), overrides)
+            return None
         from influx.pipelines import run_command  # torch is imported from here on
 
         return run_command(config, choices, Path(settings.runtime.output_dir), overrides)
@@ -184,11 +185,13 @@ def rerun(arguments: list[str]) -> int:
         raise InfluxError(f"{arguments[0]} is not a run folder: it has no run.json and .hydra/config.yaml.")
     try:
         said = json.loads(record.read_text())
-        command, choices = said["command"], said["choices"]
+        command, choices = said["command"], said["choices"] if said["command"] != "reproduce" else {}
     except (ValueError, KeyError) as error:
         raise InfluxError(f"{record} is damaged: it does not say what was run.") from error
-    chosen = ",".join(f"{group}:{option}" for group, option in choices.items())
     given = {word.lstrip("+~").partition("=")[0] for word in arguments[1:]}
+    if command == "reproduce":  # its jobs are composed from today's files, by the same words
+        return launch(command, [*arguments[1:], *(word for word in said["overrides"] if word.partition("=")[0] not in given)])
+    chosen = ",".join(f"{group}:{option}" for group, option in choices.items())
     again = [word for word in _own_hydra_settings() if word.lstrip("+").partition("=")[0] not in given]
     return launch(command, ["-cp", str(folder / ".hydra"), "-cn", "config", *arguments[1:], f"++choices={{{chosen}}}", *again])
 

@@ -63,7 +63,7 @@ class Laboratory(Record):
         shards = [Shard(recipe, self.experiment, part, draw, self._model, side_by_side=True) for part in parts]
         results = finished(shards, self.store, self.workers, "loky", None)
         bar = progress(range(len(shards)), "retraining shards")
-        made: dict[int, Tensor] = {at: values[1:] for _, (at, values, _) in zip(bar, results, strict=True)}
+        made: dict[int, Tensor] = {at: found["values"][1:] for _, (at, found, _) in zip(bar, results, strict=True)}
         return torch.cat([made[at] for at in range(len(shards))]).to(self.experiment.data.train_inputs.device)
 
     def masked(self, rate: float, count: int) -> Iterator[Problem]:

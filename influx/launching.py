@@ -29,14 +29,14 @@ def launch(task: Callable[..., Any], command: str, jobs: Sequence[tuple[str, Seq
     own = [word for word in settings.overrides.hydra if word.startswith(("hydra/launcher=", "hydra.launcher."))]
     if chosen == "basic" and workers > 1:
         own = ["hydra/launcher=joblib", f"hydra.launcher.n_jobs={workers}"]
-    words = [f"hydra.sweep.dir={quoted(str(folder))}", *QUIET, *own]
+    words = ["hydra.mode=MULTIRUN", f"hydra.sweep.dir={quoted(str(folder))}", *QUIET, *own]
     config = loader.load_configuration(command, words, RunMode.MULTIRUN, from_shell=False)
     context = HydraContext(config_loader=loader, callbacks=Callbacks())
     launcher = Plugins.instance().instantiate_launcher(hydra_context=context, task_function=task, config=config)
     try:
         launcher.launch([[*said, f"hydra.sweep.subdir={quoted(place)}"] for place, said in jobs], initial_job_idx=0)
     finally:
-        configure_log(settings.job_logging, settings.verbose)
+        configure_log(settings.job_logging, settings.verbose)  # type: ignore[arg-type]  # a DictConfig
 
 
 def cores() -> int:

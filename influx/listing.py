@@ -2,32 +2,39 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import Any
 
 import yaml
 from rich.console import Console
-from rich.table import Table
+from rich.padding import Padding
+from rich.text import Text
+
+WIDTH = 100  # of a log
+
+ABOUT = """influx reproduce study=<name> [scale=quick|paper] [seeds=<count>]
+
+quick ends in minutes on two cores and says what it cuts; paper is the full protocol. A study that was stopped goes on where it was."""
 
 
 def print_studies() -> int:
-    """One row a study of `conf/study/`: its name, papers, what it shows, its claims, and the time it takes here at each scale."""
+    """For each study of `conf/study/` its name, papers, what it shows, its claims, and the time it takes on two cores at each scale."""
     from influx.app import conf_dir
 
-    table = Table(title="influx reproduce study=<name> [scale=quick|paper]", title_justify="left", show_lines=True)
-    for heading in ("study", "from", "what it shows", "claims", "quick", "paper"):
-        table.add_column(heading, no_wrap=heading in ("study", "quick"))
-    for file in sorted((conf_dir() / "study").glob("*.yaml")):
-        table.add_row(*_row(file))
-    console = Console()
-    console.print(table, width=max(console.width, 110) if not console.is_terminal else None)
-    console.print("quick ends in minutes on two cores and says what it cuts; paper is the full protocol. study=all runs them all.")
+    console = Console(highlight=False)
+    console = console if console.is_terminal else Console(width=WIDTH, highlight=False)
+    console.print(Text(ABOUT))
+    for file in sorted((conf_dir() / "study").glob("*.yaml"), key=lambda file: (file.stem != "all", file.stem)):
+        said: dict[str, Any] = yaml.safe_load(file.read_text())
+        about = said.get("papers", [file.read_text().partition("\n")[0].lstrip("# ")])
+        console.print(Text.assemble("\n", (file.stem, "bold"), f"  {'; '.join(about)}"))
+        for line in _lines(said):
+            console.print(Padding(Text(line), (0, 0, 0, 4)))
     return 0
 
 
-def _row(file: Path) -> tuple[str, ...]:
-    said = yaml.safe_load(file.read_text())
+def _lines(said: dict[str, Any]) -> list[str]:
     if said.get("all"):
-        return file.stem, "", file.read_text().partition("\n")[0].lstrip("# "), "", "", ""
+        return []
     claims = ", ".join(dict.fromkeys(str(claim["claim"]) for claim in said["claims"]))
-    times = [said["scales"][scale]["takes"] for scale in ("quick", "paper")]
-    return file.stem, "; ".join(said["papers"]), said["shows"], claims, *times
+    times = ", ".join(f"{scale} {said['scales'][scale]['takes']}" for scale in ("quick", "paper"))
+    return [said["shows"], f"claims {claims}; {times}"]

@@ -10,9 +10,7 @@ the estimate was made on: same start, same batch order.
 
 from __future__ import annotations
 
-import time
-import warnings
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -20,46 +18,22 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from influx import layered, removals, rules, stacking
-from influx.errors import AccuracyWarning, InfluxError
+from influx.errors import InfluxError, warn_accuracy
 from influx.experiment import Experiment, Trained
+from influx.problem import GIBIBYTE
 from influx.progress import progress
 from influx.removals import Removals
+from influx.responses import choice
+from influx.responses.choice import RETRAIN
 from influx.shards import KIND, Draw, Recipe, Shard, finished, stack_size
+from influx.solvers import Solver
+from influx.solvers.exact import Exact
 from influx.store import Store
 from influx.training.first_order import FirstOrder
 from influx.training.second_order import Newton
+from influx.trials import seconds_per_model
+from influx.truth import Control, Gathering, Truth, check_room, measured
 from influx.workers import check as check_backend
-
-TRIAL_MODELS = 16  # of a trial that cannot be shortened in any other way
-
-
-@dataclass(frozen=True)
-class Control:
-    """Retraining with nothing left out, against the trained model.
-
-    All but the last are of a model alone: from scratch on a CPU exactly 0; from the optimum the drift of further training, which every
-    retrained model shares (the median is of magnitudes). The last is of the models with nothing left out inside the first seed's stacks:
-    from scratch it is what rounding does to a change.
-    """
-
-    largest_parameter_change: float
-    largest_measurement_change: float
-    mean_measurement_change: float
-    median_measurement_change: float
-    largest_measurement_change_in_stacks: float
-
-
-@dataclass(frozen=True)
-class Truth:
-    """`full[t, s]` is the measurement with nothing removed that `change` is taken against."""
-
-    change: Float[np.ndarray, "n_removed n_test n_seeds"]
-    full: Float[np.ndarray, "n_test n_seeds"]
-    removals: Removals
-    seeds: Int[np.ndarray, " n_seeds"]
-    control: Control
-    reused: int
-    shards: int
 
 
 @dataclass(frozen=True)
@@ -75,10 +49,13 @@ class Plan:
 
 @dataclass(frozen=True)
 class Retraining:
-    """Which examples to leave out, from where to start, with which seeds.
+    """Which examples to leave out, how the model answers, with which seeds.
 
     Args:
-        start: "scratch" (the seed's initialisation and batch order) or "warm" (the seed's trained model, its batch order anew).
+        response: "retrain"; or what the trained model answers when the examples' weights change (`influx.responses`): "proximal", "pbrf"
+            or "linear".
+        start: response=retrain: "scratch" (the seed's initialisation and batch order) or "warm" (the seed's trained model, its batch
+            order anew).
         removed: truth=loo: how many examples are left out, one at a time, or "all".
         selection: truth=loo: "random", "top" (largest mean |estimate| over the test examples), "loss" (highest training loss),
             "stratified" (evenly spaced ranks of the mean estimate) or "all"; truth=group: "random", "top", "loss" or "class".
@@ -92,15 +69,23 @@ class Retraining:
         seeds: number of seeds, counted up from the run's; the estimate's own model is the first of them.
         vary: what differs between seeds: "init" (initialisation), "order" (batch order) or "both".
         trainable: "all", or "last_layer": the parameters that retraining may move.
-        epochs: of each retraining; null as in training.
+        epochs: response=retrain: of each retraining; null as in training.
         divisor: "n" keeps the objective's divisor, "n-1" averages over the examples that are left.
-        subtract_drift: warm start only: take changes against the model retrained with nothing left out, not the trained one.
+        subtract_drift: warm start and proximal: take changes against the model retrained with nothing left out, not the trained one.
         workers: processes that retrain side by side.
         backend: "loky" (processes of this machine), "ray" or "dask" (a cluster, with the extra of that name).
         cluster: address of the ray or dask cluster; null starts one on this machine.
         models_at_once: removals in one stack; null chooses from the size of model and batch.
+        strength: share of the left-out examples' weight that is taken away: 1 leaves them out, small values of either sign give finite
+            differences. Predictions are scaled by it as well.
+        proximity: proximal, pbrf, linear: the proximal weight p ≥ 0; null: the damping of the method (`after`).
+        tolerance: proximal, pbrf: gradient norm to stop at, relative to that of what is taken away.
+        max_iterations: proximal, pbrf: at most.
+        solver: linear: how the inverse of G + (λ + p) I is applied.
+        keep: "measurements", or "responses": outputs and parameters of every model as well.
     """
 
+    response: str = "retrain"
     start: str = "scratch"
     removed: int | str = 50
     selection: str = "random"
@@ -120,34 +105,54 @@ class Retraining:
     backend: str = "loky"
     cluster: str | None = None
     models_at_once: int | None = None
+    strength: float = 1.0
+    proximity: float | None = None
+    tolerance: float = 1e-6
+    max_iterations: int = 300
+    solver: Solver = field(default_factory=Exact)
+    keep: str = "measurements"
 
     def __post_init__(self) -> None:
         rules.check_fields("retraining", self)
-        if self.start == "scratch" and self.trainable != "all":
+        if not isinstance(self.solver, Solver):
+            raise InfluxError(
+                f"retraining.solver={self.solver} is not possible: an option is chosen by solver@retraining.solver={self.solver}."
+            )
+        if self.response != RETRAIN or self.start == "warm":
+            return
+        if self.trainable != "all":
             raise InfluxError(
                 "retraining.trainable=last_layer needs retraining.start=warm: from scratch the other layers would stay random."
             )
-        if self.start == "scratch" and self.subtract_drift:
+        if self.subtract_drift:
             raise InfluxError("retraining.subtract_drift=true needs retraining.start=warm: from scratch there is no drift.")
 
     @property
     def name(self) -> str:
-        """The start and what may move, as tables name it."""
-        return self.start + ("_last_layer" if self.trainable == "last_layer" else "")
+        """The start or the response, and what may move, as tables name them."""
+        how = self.start if self.response == RETRAIN else self.response
+        return how + ("_last_layer" if self.trainable == "last_layer" else "")
+
+    def after(self, method: str, damping: float | str | None) -> Retraining:
+        """The same, its proximal weight by default the damping of the method that is to be validated (null: it has none)."""
+        if self.response == RETRAIN or self.proximity is not None:
+            return self
+        return replace(self, proximity=choice.proximity(self.response, method, damping))
 
     def draws(self, seed: int) -> list[Draw]:
         """The seeds of the truth's columns; the first is the estimate's own model."""
         counted = range(seed, seed + self.seeds)
         return [Draw(seed if self.vary == "order" else s, seed if self.vary == "init" else s) for s in counted]
 
-    def check(self, truth: str, experiment: Experiment) -> None:
-        """Refuse what cannot be retrained, before anything is trained.
+    def check(self, truth: str, experiment: Experiment, allowed: int = 2 * GIBIBYTE) -> None:
+        """Refuse what cannot be retrained, or not in so many bytes, before anything is trained.
 
         Raises:
             InfluxError: fewer than two training examples, more removals than there are, an index that is empty or outside the training
                 part, a selection that the truth does not have, epochs or a batch order for a training without, a missing extra.
         """
         n = experiment.data.n_train
+        choice.check(self.recipe.response, experiment.untrained(0, allowed).select(self.trainable))
         if n < 2:
             raise InfluxError("leaving one training example out of 1 leaves none: raise dataset.train_size.")
         if self.epochs is not None and not isinstance(experiment.training, FirstOrder):
@@ -162,7 +167,9 @@ class Retraining:
         if truth == "subset" and self.selection != "random":
             raise InfluxError(f"retraining.selection={self.selection} is not for truth=subset: its subsets are random.")
         zeros = np.zeros((n, 1))
-        self.choose(truth, experiment, zeros, zeros[:, 0], 0)
+        sets = self.choose(truth, experiment, zeros, zeros[:, 0], 0)
+        if self.keep == "responses":
+            check_room(experiment, len(sets), self.seeds, allowed)
 
     def _check_examples(self, train_index: Int[np.ndarray, " n_train"], n: int) -> None:
         if self.selection == "class":
@@ -216,7 +223,9 @@ class Retraining:
 
     @property
     def recipe(self) -> Recipe:
-        return Recipe(self.start, self.trainable, self.epochs, self.divisor)
+        response = choice.choose(self.response, self.proximity, self.tolerance, self.max_iterations, self.solver)
+        epochs = self.epochs if self.response == RETRAIN else None
+        return Recipe(response.begins or self.start, self.trainable, epochs, self.divisor, float(self.strength), response, self.keep)
 
     def shards(self, experiment: Experiment, bases: list[Trained], sets: Removals, seed: int, plan: Plan) -> list[Shard]:
         """All shards, seed by seed: a function of the options and the number of sets, not of the moment's free memory or workers."""
@@ -225,20 +234,21 @@ class Retraining:
         return [Shard(self.recipe, experiment, part, draw, base, plan.side_by_side) for draw, base in draws for part in parts]
 
     def _parts(self, experiment: Experiment, sets: Removals) -> list[Removals]:
-        return sets.batches(self.models_at_once or stack_size(experiment))
+        return sets.batches(self.models_at_once or stack_size(experiment, self.recipe.response))
 
     def plan(self, experiment: Experiment, base: Trained, sets: Removals, seed: int, store: Store) -> Plan:
         """How to train the shards, from a trial of one; kept in the store and used again."""
         module = experiment.module(seed)
-        ways = (True,) if layered.fits(module) or stacking.mixes_rows(module) else (False, True)
+        one_way = layered.fits(module) or stacking.mixes_rows(module) or self.response == "linear"
+        ways = (True,) if one_way else (False, True)
 
         def measured() -> dict[str, Tensor]:
             shards = {way: self.shards(experiment, [base] * self.seeds, sets, seed, Plan(way, 0.0))[0] for way in ways}
-            seconds = {way: _trial(shard, base) for way, shard in shards.items()}
+            seconds = {way: seconds_per_model(shard, base) for way, shard in shards.items()}
             best = min(ways, key=lambda way: seconds[way])
             return {"side_by_side": torch.tensor(best), "seconds_per_model": torch.tensor(seconds[best], dtype=torch.float64)}
 
-        key = experiment.key(seed, recipe=vars(self.recipe), models_at_once=len(self._parts(experiment, sets)[0]))
+        key = experiment.key(seed, recipe=self.recipe.described, models_at_once=len(self._parts(experiment, sets)[0]))
         found, _ = store.fetch("plan", key, measured, f"{experiment.about}, how to retrain")
         return Plan(bool(found["side_by_side"]), found["seconds_per_model"].item())
 
@@ -246,66 +256,50 @@ class Retraining:
         """The time that `run` will take with what the store holds now."""
         shards = self.shards(experiment, [base] * self.seeds, sets, seed, plan)
         missing = sum(len(shard.part) + 1 for shard in shards if not store.holds(KIND, shard.key))
-        others = (self.seeds - 1) * base.seconds if self.start == "warm" and missing else 0.0
+        others = (self.seeds - 1) * base.seconds if self.recipe.start == "warm" and missing else 0.0
         return missing * plan.seconds_per_model / self.workers + others
 
     def run(self, experiment: Experiment, base: Trained, sets: Removals, seed: int, store: Store, plan: Plan | None = None) -> Truth:
-        """Retrain without each of `sets`, for every seed, by `plan` (null: makes one). Finished shards are stored and never trained again.
+        """The models without each of `sets`, for every seed, by `plan` (null: makes one). Finished shards are stored and never made again.
 
-        Cost: (n_removed + shards of a seed) x n_seeds trainings, and one for the control; memory: one stack a worker.
+        Cost: (n_removed + shards of a seed) x n_seeds trainings (or solves of a response), and one for the control; memory: one stack a
+        worker.
 
         Raises:
             NumericalError: a training has diverged.
             InfluxError: a worker died, or the store can no longer be written; finished shards are kept.
         """
-        begins = self.start == "warm" or isinstance(experiment.training, Newton)  # at the seed's own trained model
+        begins = self.recipe.start == "warm" or isinstance(experiment.training, Newton)  # at the seed's own trained model
         bases = [base, *(experiment.train(d.init, store, order=d.order) if begins else base for d in self.draws(seed)[1:])]
         shards = self.shards(experiment, bases, sets, seed, plan or self.plan(experiment, base, sets, seed, store))
-        trained = [_measured(experiment, start) for start in bases]
-        change, full = np.empty((self.seeds, len(sets), experiment.n_test)), np.empty((self.seeds, experiment.n_test))
-        place = np.cumsum([0, *(len(shard.part) for shard in shards)])  # rows of `change`, seed by seed
-        drift, reused = 0.0, 0
+        from_stack = self.recipe.start == "scratch" or self.subtract_drift or self.recipe.response.anchored
+        gathering = Gathering(experiment, shards, bases, sets, from_stack=from_stack)
         results = finished(shards, store, self.workers, self.backend, self.cluster)
-        for _, (at, tensor, stored) in zip(progress(range(len(shards)), "retraining shards"), results, strict=True):
-            values, (s, part) = tensor.double().cpu().numpy(), divmod(at, len(shards) // self.seeds)
-            reference = values[0] if self.start == "scratch" or self.subtract_drift else trained[s]
-            change.reshape(-1, experiment.n_test)[place[at] : place[at + 1]] = values[1:] - reference
-            if part == 0:  # of the seed's shards the first: those of other sizes round otherwise
-                full[s] = reference
-            drift = max(drift, float(np.abs(values[0] - trained[0]).max()) if s == 0 else 0.0)
-            reused += stored
-        control = self._control(experiment, base, seed, drift, store)
-        by_seed_last = np.ascontiguousarray(np.moveaxis(change, 0, 2))
-        return Truth(by_seed_last, full.T, sets, np.arange(seed, seed + self.seeds), control, reused, len(shards))
+        for _, (at, found, stored) in zip(progress(range(len(shards)), "retraining shards"), results, strict=True):
+            gathering.add(at, found, stored)
+        truth = gathering.truth(seed, self._control(experiment, base, seed, gathering.drift, store))
+        self._warn_of_solves(truth)
+        return truth
 
     def _control(self, experiment: Experiment, base: Trained, seed: int, in_stacks: float, store: Store) -> Control:
         alone = Shard(self.recipe, experiment, Removals(()), Draw(seed, seed), base, side_by_side=True)
 
         def again() -> dict[str, Tensor]:
-            task = alone.task()
-            fit = alone.training.fit(task)
-            moved = torch.stack([(fit.params[name][0] - base.params[name]).abs().max() for name in base.params]).max()
-            return {"moved": moved, "values": experiment.measure(task.module, fit.params, fit.buffers)[0]}
+            task, found = alone.move()
+            moved = torch.stack([(found.params[name][0] - base.params[name]).abs().max() for name in base.params]).max()
+            return {"moved": moved, "values": experiment.measure(task.module, found.params, found.buffers)[0]}
 
         found, _ = store.fetch("control", alone.key, again, f"{experiment.about}, seed {seed}, nothing removed")
-        moved, drift = found["moved"].item(), found["values"].double().cpu().numpy() - _measured(experiment, base)
+        moved, drift = found["moved"].item(), found["values"].double().cpu().numpy() - measured(experiment, base)
         size = np.abs(drift)
         return Control(moved, float(size.max()), float(drift.mean()), float(np.median(size)), in_stacks)
 
-
-def _trial(shard: Shard, base: Trained) -> float:
-    """Seconds a model, from a short training of it."""
-    short, share = shard.training.trial(len(base.history), base.seconds, len(shard.part) + 1)
-    if share == 1.0:
-        shard = replace(shard, part=Removals(shard.part.sets[:TRIAL_MODELS], shard.part.unit))
-    task = shard.task()
-    begun = time.perf_counter()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", AccuracyWarning)  # `run` will say it
-        short.fit(task)
-    return (time.perf_counter() - begun) / share / task.models
-
-
-def _measured(experiment: Experiment, trained: Trained) -> Float[np.ndarray, " n_test"]:
-    params, buffers = stacking.stack(trained.params, 1), stacking.stack(trained.buffers, 1)
-    return experiment.measure(experiment.module(0), params, buffers)[0].double().cpu().numpy()
+    def _warn_of_solves(self, truth: Truth) -> None:
+        missed = [row["residual"] for row in truth.solves if not row["converged"]]
+        if not missed:
+            return
+        knob = "another retraining.solver" if self.response == "linear" else "a larger retraining.max_iterations, or dtype=float64"
+        warn_accuracy(
+            f"{len(missed)} of {len(truth.solves)} {self.response} responses were not solved for (largest relative residual "
+            f"{max(missed):.1e}; diagnostics.csv has each): what is left would look like the estimate's error. Try {knob}."
+        )

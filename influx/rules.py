@@ -83,6 +83,7 @@ SIZE = Rule("a size of at least 1MiB, such as 2GiB or 500MB", _is_size)
 PARAMS = Rule("all, last_layer, or a pattern of parameter names such as '*.weight'", _is_selection, ("all", "last_layer"))
 TEXT = Rule("a text", lambda v: isinstance(v, str) and v != "")
 INDEX = list_of(whole(0)).or_null()
+STRENGTH = Rule("a number above -1 and of at most 1, other than 0", lambda v: _is_number(v) and -1 < v <= 1 and v != 0)
 
 RULES: dict[str, Rule] = {
     "command": choice("train", "estimate", "validate", "reproduce"),
@@ -96,7 +97,7 @@ RULES: dict[str, Rule] = {
     "checkpoints": whole(1),
     "path": TEXT.or_null(),
     "loo": FLAG,
-    "truth": choice("loo", "subset", "group"),
+    "truth": choice("loo", "pbrf", "subset", "group"),
     "resamples": whole(10),
     "scale": choice("quick", "paper"),
     "seeds": whole(1).or_null(),
@@ -200,12 +201,18 @@ RULES: dict[str, Rule] = {
     "retraining.backend": choice("loky", "ray", "dask"),
     "retraining.cluster": TEXT.or_null(),
     "retraining.models_at_once": whole(1).or_null(),
+    "retraining.response": choice("retrain", "proximal", "pbrf", "linear"),
+    "retraining.strength": STRENGTH,
+    "retraining.proximity": number(at_least=0).or_null(),
+    "retraining.tolerance": number(above=0),
+    "retraining.max_iterations": whole(1),
+    "retraining.keep": choice("measurements", "responses"),
 }
 
 
 def check_value(key: str, value: Any) -> None:
     """Raise `InfluxError` when `value` breaks the rule of the knob at `key`; a key without a rule passes."""
-    rule = RULES.get(key)
+    rule = RULES.get(key.replace("retraining.solver.", "method.solver."))  # one rule a solver's knob, wherever the solver is
     if rule is None or rule.accepts(value):
         return
     hint = nearest(value, rule.choices) if isinstance(value, str) else ""

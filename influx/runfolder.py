@@ -30,7 +30,7 @@ log = logging.getLogger("influx")
 
 RESULTS = (
     "model.safetensors", "history.csv", "history.png", "influence.npz", "top_influences.csv", "top_influences.png", "diagnostics.csv",
-    "ground_truth.npz", "correlations.csv", "correlations.md", "per_test.csv", "scatter.png",
+    "ground_truth.npz", "responses.npz", "correlations.csv", "correlations.md", "per_test.csv", "scatter.png",
     "claims.csv", "claims.md", "cells.csv", "results.csv", "report.html",
 )  # fmt: skip
 SHOWN_WARNINGS = 3  # of one stage on the screen; the record has them all

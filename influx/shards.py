@@ -6,25 +6,27 @@ decided before anything is trained, so a run that was interrupted ends with the 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from influx import stacking
 from influx.experiment import Experiment, Trained
 from influx.instantiate import describe
 from influx.removals import Removals
+from influx.responses import Moved, Response, train_outputs
+from influx.responses.retrained import Retrained
 from influx.store import Claim, Store, digest
 from influx.training import Task, Training
 from influx.workers import in_parallel
 
 STACK_BYTES = 12 * 2**20  # aim for what one stack keeps busy: parameters, the optimiser's memory, one batch's layer outputs
 FEWEST = 8  # models in a stack when the size is chosen
+MOST_RESPONSES = 512  # of those that are solved for and not trained
 KIND = "retrained"  # the store's word for a stack's measurements
 
 
@@ -37,18 +39,25 @@ class Draw(NamedTuple):
 
 @dataclass(frozen=True)
 class Recipe:
-    """How each model is retrained: fields of `influx.retraining.Retraining` with the same names."""
+    """How each model comes about: fields of `influx.retraining.Retraining` with the same names, and the response itself."""
 
     start: str
     trainable: str
     epochs: int | None
     divisor: str
+    strength: float = 1.0
+    response: Response = field(default_factory=Retrained)
+    keep: str = "measurements"
+
+    @property
+    def described(self) -> dict[str, Any]:
+        return {**vars(self), "response": describe(self.response)}
 
 
 @dataclass(frozen=True)
 class Shard:
-    """One stack of models, picklable. `base` is the model to start from when `recipe.start` is "warm", and the optimum that Newton starts
-    near."""
+    """One stack of models, picklable. `base` is θ_s, the model to start from when `recipe.start` is "warm", and the optimum that Newton
+    starts near."""
 
     recipe: Recipe
     experiment: Experiment
@@ -70,7 +79,7 @@ class Shard:
             all_data=self.experiment.digest,
             measurement=describe(self.experiment.measurement),
             sets=digest({"sets": [rows.tolist() for rows in self.part.sets]}),  # long lists
-            recipe=vars(self.recipe),
+            recipe=self.recipe.described,
             side_by_side=self.side_by_side,
         )
 
@@ -80,38 +89,54 @@ class Shard:
 
     def task(self) -> Task:
         data, sets = self.experiment.data, self.part.sets
-        n = data.n_train
+        n, strength = data.n_train, self.recipe.strength
         weights = torch.ones(len(sets) + 1, n, dtype=data.train_inputs.dtype, device=data.train_inputs.device)
         for k, rows in enumerate(sets, start=1):
             if self.recipe.divisor == "n-1":  # average over what is left
-                weights[k] *= n / (n - len(rows))
-            weights[k, torch.as_tensor(rows)] = 0.0
+                weights[k] *= n / (n - strength * len(rows))
+            weights[k, torch.as_tensor(rows)] *= 1.0 - strength
         task = self.experiment.task(self.draw.init, weights, order=self.draw.order)
         if self.recipe.start == "warm":
             params, buffers = (stacking.stack(part, task.models) for part in (self.base.params, self.base.buffers))
             task = replace(task, params=params, buffers=buffers, trainable=self.experiment.trainable(self.recipe.trainable, task.module))
         return replace(task, side_by_side=self.side_by_side, reference=self.base.params if sets else None)
 
-    def retrain(self) -> Float[Tensor, "k1 n_test"]:
-        """Measurements of the stack's models, the first with nothing left out."""
+    def move(self) -> tuple[Task, Moved]:
         task = self.task()
-        fit = self.training.fit(task)
-        return self.experiment.measure(task.module, fit.params, fit.buffers).cpu()
+        return task, self.recipe.response.move(task, self.training)
+
+    def retrain(self) -> dict[str, Tensor]:
+        """`values` [k + 1, n_test]: measurements of the stack's models, the first with nothing left out.
+
+        Of what was solved for also `iterations`, `residual` and `converged` [k + 1], and facts about the stack; with keep=responses
+        `outputs` [k + 1, n_train, out] on the training rows and `parameters` [k + 1, P], all of them.
+        """
+        task, moved = self.move()
+        found = {"values": self.experiment.measure(task.module, moved.params, moved.buffers)}
+        if moved.account is not None:
+            found |= vars(moved.account)
+        found |= {f"facts/{name}": torch.tensor(value, dtype=torch.float64) for name, value in moved.facts.items()}
+        if self.recipe.keep == "responses":
+            found["outputs"] = train_outputs(task, moved.params)
+            found["parameters"] = torch.cat([value.flatten(1) for value in moved.params.values()], dim=1)
+        return {name: value.cpu() for name, value in found.items()}
 
 
-def stack_size(experiment: Experiment) -> int:
-    """How many models share a stack: a function of sizes alone."""
+def stack_size(experiment: Experiment, response: Response | None = None) -> int:
+    """How many models share a stack: a function of sizes alone. `response` null: of retrained ones."""
     module, inputs = experiment.module(0), experiment.data.train_inputs
     params = {name: value.detach() for name, value in module.named_parameters()}
     row = stacking.bytes_per_row(module, params, dict(module.named_buffers()), inputs)
     size = sum(value.numel() for value in params.values()) * inputs.element_size()
+    if response is not None and response.vectors is not None:
+        return int(np.clip(STACK_BYTES // (response.vectors * size), FEWEST, MOST_RESPONSES))
     return int(np.clip(STACK_BYTES // experiment.training.memory(size, row, len(inputs)), FEWEST, experiment.training.most_at_once))
 
 
 def finished(
     shards: list[Shard], store: Store, workers: int, backend: str, cluster: str | None
-) -> Iterator[tuple[int, Float[Tensor, "k1 n_test"], bool]]:
-    """Each shard's number, its measurements and whether they came from the store, as they get ready.
+) -> Iterator[tuple[int, Mapping[str, Tensor], bool]]:
+    """Each shard's number, what `retrain` found and whether it came from the store, as they get ready.
 
     What is missing is retrained and saved at once. Of several processes on one store, one retrains a shard: the others go on with the
     next ones and come back for it.
@@ -122,7 +147,7 @@ def finished(
         if stored is None:
             missing.append(at)
         else:
-            yield at, stored["values"], True
+            yield at, stored, True
     claims: dict[int, Claim] = {}
     drawn: list[int] = []
     elsewhere: list[int] = []
@@ -140,15 +165,15 @@ def finished(
             yield shards[at]
 
     try:
-        for position, values in in_parallel(Shard.retrain, unclaimed(), workers=workers, backend=backend, cluster=cluster):
+        for position, found in in_parallel(Shard.retrain, unclaimed(), workers=workers, backend=backend, cluster=cluster):
             at = drawn[position]
-            store.save(KIND, shards[at].key, {"values": values}, shards[at].about)
+            store.save(KIND, shards[at].key, found, shards[at].about)
             claims.pop(at).release()
-            yield at, values, False
+            yield at, found, False
     finally:
         for claim in claims.values():
             claim.release()
     for at in elsewhere:  # only now, with no claim in hand: two processes that wait for each other would do so for ever
         shard = shards[at]
-        found, stored_meanwhile = store.fetch(KIND, shard.key, lambda shard=shard: {"values": shard.retrain()}, shard.about)  # type: ignore[misc]
-        yield at, found["values"], stored_meanwhile
+        made, stored_meanwhile = store.fetch(KIND, shard.key, shard.retrain, shard.about)
+        yield at, made, stored_meanwhile

@@ -70,7 +70,7 @@ def test_a_configuration_is_checked_to_its_last_leaf() -> None:
 @pytest.mark.parametrize("command", NEEDED)
 @pytest.mark.parametrize("key", sorted({key for keys in NEEDED.values() for key in keys}))
 def test_a_command_needs_its_own_settings(command: str, key: str) -> None:
-    config = {"command": command, **{needed: {} for needed in NEEDED["validate"]}}
+    config = {"command": command, **{needed: {} for keys in NEEDED.values() for needed in keys}}
     rules.check_command(config)
     del config[key]
     if key in NEEDED[command]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import logging
+import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -19,8 +20,8 @@ import pandas as pd
 import yaml
 from rich.console import Console
 
-from influx.errors import InfluxError
-from influx.report.page import StudyPage, save_page
+from influx.errors import InfluxError, NumericalError
+from influx.report.page import StudyPage, page_of
 from influx.report.tables import claim_lines, to_markdown
 from influx.runfolder import RunFolder, source_digest
 from influx.studies.claims import COLUMNS
@@ -80,7 +81,7 @@ def _refuse_protocol(overrides: Sequence[str]) -> None:
     for word in overrides:
         key = word.lstrip("+").partition("=")[0]
         if key in PROTOCOL:
-            raise InfluxError(f"a study's protocol decides {key}: to set it for every job all the same, write settings=[{word}].")
+            raise InfluxError(f"a study's protocol decides {key}: to set it for every job all the same, write settings=['{word}'].")
 
 
 def _word(path: str | None) -> str:
@@ -88,32 +89,44 @@ def _word(path: str | None) -> str:
 
 
 def reproduce(request: Request, folder: RunFolder) -> None:
-    """Run every study of the request; `claims.csv`, `claims.md`, figures and `report.html` are written after each, so that what is done
-    can be looked at."""
+    """Run every study of the request; claims, figures and page are written after each, so that what is done can be looked at.
+
+    Raises:
+        NumericalError: some jobs have failed; everything that the others gave is written.
+    """
     pages: list[StudyPage] = []
-    claims: list[pd.DataFrame] = []
     for study in request.studies:
-        begun = time.perf_counter()
         with folder.stage(study.name):
             results, failed = _run(study, request)
-            rows, cells = zip(*(claim.judge(results) for claim in study.claims), strict=True)
-        table = pd.DataFrame(rows, columns=COLUMNS)
-        place = "" if len(request.studies) == 1 else f"{study.name}/"
-        points = over_seeds(results)
-        folder.csv(f"{place}results.csv", results)
-        folder.csv(f"{place}cells.csv", pd.DataFrame([row for part in cells for row in part]))
-        labels = {arm.name: arm.label for arm in study.arms.values()} | {name: name.replace("_", " ") for name in study.compare}
-        picture = folder.path / f"{place}{study.name}.png"
-        study.figure.save(points, results, labels, picture)
-        claims.append(table)
-        chosen = study.scales[request.scale]
-        pages.append(StudyPage(
-            study.name, study.title, study.papers, study.shows, request.scale, chosen.cuts, table, picture, tuple(failed.items()),
-            time.perf_counter() - begun, f"influx reproduce study={study.name} scale={request.scale}", int(results["seed"].nunique()),
-        ))  # fmt: skip
-        _write(folder, pages, claims)
-        _say(study, table, failed)
+            pages.append(_judged(study, results, failed, request, folder))
+        _write(folder, pages)
+        _say(pages[-1])
     log.info("page: %s", folder.path / "report.html")
+    lost = [f"{page.name}/{place} {reason}" for page in pages for place, reason in page.failed]
+    folder.record["failed_jobs"] = lost
+    if lost:
+        raise NumericalError(f"{len(lost)} jobs have no result, and claims that need them stay open; the first: {lost[0]}")
+
+
+def _judged(study: Study, results: pd.DataFrame, failed: Mapping[str, str], request: Request, folder: RunFolder) -> StudyPage:
+    """Write a study's tables and figure, and give what its part of the page needs."""
+    place = f"{study.name}/" if len(request.studies) > 1 else ""
+    rows, cells = zip(*(claim.judge(results) for claim in study.claims), strict=True)
+    claims = pd.DataFrame(rows, columns=COLUMNS)
+    folder.csv(f"{place}results.csv", results)
+    folder.csv(f"{place}cells.csv", pd.DataFrame([row for part in cells for row in part]))
+    if place:
+        folder.csv(f"{place}claims.csv", claims)
+        folder.text(f"{place}claims.md", f"# {study.title}\n\n{to_markdown(claims)}")
+    labels = {arm.name: arm.label for arm in study.arms.values()} | {name: name.replace("_", " ") for name in study.compare}
+    picture = folder.path / place / f"{study.name}.png"
+    study.figure.save(over_seeds(results), results, labels, picture)
+    scale = study.scales[request.scale]
+    command = f"influx reproduce study={study.name} scale={request.scale}"
+    return StudyPage(
+        study.name, study.title, study.papers, study.shows, request.scale, scale.cuts, claims, picture, tuple(failed.items()), command,
+        results["seed"].nunique(),
+    )  # fmt: skip
 
 
 def _run(study: Study, request: Request) -> tuple[pd.DataFrame, dict[str, str]]:
@@ -163,34 +176,27 @@ class _watched:
             ended = sum(self._ended(job) for job in self._jobs)
             gone = time.time() - self._begun
             left = f", about {gone / ended * (len(self._jobs) - ended):.0f} s left" if ended else ""
-            print(f"{self._name}: {ended} of {len(self._jobs)} jobs after {gone:.0f} s{left}", flush=True)
+            print(f"{self._name}: {ended} of {len(self._jobs)} jobs after {gone:.0f} s{left}", file=sys.stderr, flush=True)
 
     def _ended(self, job: Job) -> bool:
         record = self._folder / job.place / "run.json"
         return record.is_file() and record.stat().st_mtime >= self._begun and state(record.parent) != "failed: it was stopped"
 
 
-def _write(folder: RunFolder, pages: list[StudyPage], claims: list[pd.DataFrame]) -> None:
-    several = len(claims) > 1
-    for page, table in zip(pages, claims, strict=True):
-        place = f"{page.name}/" if several or page.picture.parent != folder.path else ""
-        folder.csv(f"{place}claims.csv", table)
-        folder.text(f"{place}claims.md", f"# {page.title}\n\n{to_markdown(table)}")
-    joined = pd.concat([table.assign(study=page.name) for page, table in zip(pages, claims, strict=True)], ignore_index=True)
+def _write(folder: RunFolder, pages: Sequence[StudyPage]) -> None:
+    joined = pd.concat([page.claims.assign(study=page.name) for page in pages], ignore_index=True)
     folder.csv("claims.csv", joined)
     folder.text("claims.md", to_markdown(joined))
-    save_page(pages, folder.path / "report.html")
+    folder.text("report.html", page_of(pages))
 
 
-def _say(study: Study, table: pd.DataFrame, failed: Mapping[str, str]) -> None:
+def _say(page: StudyPage) -> None:
     screen = Console(width=120, file=io.StringIO())
-    screen.print(claim_lines(table, study.title))
+    screen.print(claim_lines(page.claims, page.title))
     log.info("%s", screen.file.getvalue().rstrip())  # type: ignore[attr-defined]
-    for row in table.itertuples():
+    for row in page.claims.itertuples():
         if row.explanation:
             log.info("%s %s: %s", row.claim, row.verdict, row.explanation)
-    for place, reason in failed.items():
-        log.info("job %s %s", place, reason)
 
 
 def chosen_studies(

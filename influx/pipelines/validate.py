@@ -5,23 +5,29 @@ from __future__ import annotations
 import io
 import logging
 import math
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import numpy as np
 import pandas as pd
+from jaxtyping import Float
 from rich.console import Console
 
+from influx.errors import InfluxError
 from influx.estimators import Estimator
 from influx.instantiate import build
 from influx.pipelines.estimate import Estimated, estimate, write_diagnostics
 from influx.pipelines.session import Session
 from influx.report.plots import save_scatter
 from influx.report.tables import correlation_lines, to_markdown, verdict
-from influx.retraining import Retraining, Truth
+from influx.responses.bregman import Bregman
+from influx.responses.choice import RETRAIN
+from influx.retraining import Retraining
 from influx.statistics import compare, per_test
+from influx.truth import Truth
 
 log = logging.getLogger("influx")
 
+PBRF = Bregman.name
 DRIFT = 0.1  # of the spread over removals: more of it is worth a warning
 VARIED = {"init": "initialisation", "order": "batch order"}
 NO_TRUTH = (
@@ -33,7 +39,12 @@ NO_TRUTH = (
 def prepare(session: Session, estimator: Estimator) -> Retraining:
     """The retraining plan, checked against data, training and method before anything is trained."""
     retraining = build(session.config["retraining"], Retraining, "retraining")
-    retraining.check(session.config["truth"], session.experiment)
+    if session.config["truth"] == PBRF:
+        if retraining.response not in (RETRAIN, PBRF):
+            raise InfluxError(f"truth=pbrf means retraining.response=pbrf, not {retraining.response}: use truth=loo, or leave it out.")
+        retraining = replace(retraining, response=PBRF)
+    retraining = retraining.after(session.choices["method"], vars(estimator).get("damping"))
+    retraining.check(_kind(session), session.experiment, session.memory)
     params = estimator.params
     if params != retraining.trainable:
         session.folder.warn(
@@ -43,6 +54,12 @@ def prepare(session: Session, estimator: Estimator) -> Retraining:
     return retraining
 
 
+def _kind(session: Session) -> str:
+    """What is left out: "loo", "subset" or "group"."""
+    truth = session.config["truth"]
+    return "loo" if truth == PBRF else truth
+
+
 def validate(session: Session, estimator: Estimator, retraining: Retraining | None) -> float | None:
     """Estimate, retrain, compare; the returned mean Spearman is what a Hydra sweeper can optimise. `retraining` null skips the truth."""
     made = estimate(session, estimator)
@@ -50,7 +67,7 @@ def validate(session: Session, estimator: Estimator, retraining: Retraining | No
         log.info(NO_TRUTH)
         return None
     truth = _truth(session, made, retraining)
-    predicted = truth.removals.predicted(made.influence)
+    predicted = truth.removals.predicted(made.influence) * retraining.strength
     options = {"calibrated": estimator.calibrated, "resamples": session.config["resamples"], "seed": session.seed}
     with session.folder.stage("compare"):
         table = compare(predicted, truth.change, **options)
@@ -59,8 +76,8 @@ def validate(session: Session, estimator: Estimator, retraining: Retraining | No
         session.folder.csv("per_test.csv", each)
         _write_tables(session, table, retraining)
         if session.config["pictures"]:
-            _draw(session, made, truth, table, each)
-    write_diagnostics(session, made.solves, made.test_index)
+            _draw(session, made, truth, predicted, table, each)
+    write_diagnostics(session, [*made.solves, *truth.solves], made.test_index)
     spearman = float(table.set_index("statistic").value["spearman"])
     session.folder.record["spearman"] = None if math.isnan(spearman) else spearman  # JSON has no NaN
     _say(session, table, truth, retraining)
@@ -69,47 +86,71 @@ def validate(session: Session, estimator: Estimator, retraining: Retraining | No
 
 def _truth(session: Session, made: Estimated, retraining: Retraining) -> Truth:
     experiment, folder, seed, store = session.experiment, session.folder, session.seed, session.store
-    sets = retraining.choose(session.config["truth"], experiment, made.influence, made.train_losses, seed)
+    sets = retraining.choose(_kind(session), experiment, made.influence, made.train_losses, seed)
     with folder.stage("predict"):
         plan = retraining.plan(experiment, made.trained, sets, seed, store)
         ahead = retraining.seconds(plan, experiment, made.trained, sets, seed, store)
     how = {"removed subset": "on each of %d random subsets", "removed group": "without each of %d groups"}
     said = how.get(sets.unit, "without each of %d examples") % len(sets)
-    log.info("retraining %s, %d seed(s): about %.0f s", said, retraining.seeds, ahead)
+    log.info("%s %s, %d seed(s): about %.0f s", _doing(retraining), said, retraining.seeds, ahead)
     with folder.stage("retrain"):
         truth = retraining.run(experiment, made.trained, sets, seed, store, plan)
     if truth.reused:
         folder.record["reused"].append(f"{truth.reused} of {truth.shards} retraining shards")
     folder.record["zero_removal_control"] = asdict(truth.control)
+    if truth.facts:
+        folder.record.setdefault("facts", {}).update(truth.facts)
     _warn_of_drift(session, retraining, truth)
-    arrays = {"change": truth.change, "full": truth.full, "seed": truth.seeds, "test_index": made.test_index}
-    train_index = experiment.data.train_index
-    if sets.rows is not None:
-        folder.arrays("ground_truth.npz", **arrays, train_index=train_index[sets.rows])
-    else:  # `removed[j, i]`: whether removal j leaves out training example train_index[i]
-        folder.arrays("ground_truth.npz", **arrays, train_index=train_index, removed=sets.mask(len(train_index)))
+    _write_truth(session, made, truth)
     return truth
+
+
+def _doing(retraining: Retraining) -> str:
+    return "retraining" if retraining.response == RETRAIN else f"{retraining.response} response"
+
+
+def _write_truth(session: Session, made: Estimated, truth: Truth) -> None:
+    """`ground_truth.npz`, and `responses.npz` when models are kept."""
+    sets, train_index = truth.removals, session.experiment.data.train_index
+    arrays = {"change": truth.change, "full": truth.full, "seed": truth.seeds, "test_index": made.test_index}
+    if sets.rows is not None:
+        left_out = {"train_index": train_index[sets.rows]}
+    else:  # `removed[j, i]`: whether removal j leaves out training example train_index[i]
+        left_out = {"train_index": train_index, "removed": sets.mask(len(train_index))}
+    session.folder.arrays("ground_truth.npz", **arrays, **left_out)
+    if truth.responses is not None:  # `output_index`: the training examples, in the order of the outputs
+        session.folder.arrays("responses.npz", **vars(truth.responses), **left_out, output_index=train_index, seed=truth.seeds)
 
 
 def _warn_of_drift(session: Session, retraining: Retraining, truth: Truth) -> None:
     drift, spread = truth.control.median_measurement_change, float(np.median(truth.change.mean(2).std(0)))
-    if retraining.start == "warm" and not retraining.subtract_drift and drift > DRIFT * spread:
+    drifts = retraining.start == "warm" if retraining.response == RETRAIN else retraining.response == "proximal"
+    if drifts and not retraining.subtract_drift and drift > DRIFT * spread:
+        alone = "further training" if retraining.response == RETRAIN else "the proximal response with nothing removed"
         session.folder.warn(
-            f"further training alone moves the measurement by {drift:.2g}, and what is removed makes a difference of {spread:.2g} "
+            f"{alone} alone moves the measurement by {drift:.2g}, and what is removed makes a difference of {spread:.2g} "
             "(medians): pooled statistics, slope and rmse are about that drift. retraining.subtract_drift=true takes it out."
         )
 
 
 def _write_tables(session: Session, table: pd.DataFrame, retraining: Retraining) -> None:
-    truth = f"{session.config['truth']}_{retraining.name}"
-    identity = {"method": session.choices["method"], "truth": truth, "measurement": session.choices["measurement"]}
+    kind, choices = _kind(session), session.choices
+    truth = retraining.name if (kind, retraining.response) == ("loo", PBRF) else f"{kind}_{retraining.name}"
+    identity = {"method": choices["method"], "truth": truth, "measurement": choices["measurement"]}
     full = pd.DataFrame([{**identity, **row} for row in table.to_dict("records")])
     session.folder.csv("correlations.csv", full)
     session.folder.text("correlations.md", to_markdown(full))
 
 
-def _draw(session: Session, made: Estimated, truth: Truth, table: pd.DataFrame, each: pd.DataFrame) -> None:
-    predicted, mean = truth.removals.predicted(made.influence), truth.change.mean(2)
+def _draw(
+    session: Session,
+    made: Estimated,
+    truth: Truth,
+    predicted: Float[np.ndarray, "n_removed n_test"],
+    table: pd.DataFrame,
+    each: pd.DataFrame,
+) -> None:
+    mean = truth.change.mean(2)
     pairs = pd.DataFrame({"predicted": predicted.ravel(), "actual": mean.ravel()})
     if truth.change.shape[2] > 1:
         pairs["actual_se"] = (truth.change.std(2, ddof=1) / np.sqrt(truth.change.shape[2])).ravel()
@@ -130,7 +171,7 @@ def _say(session: Session, table: pd.DataFrame, truth: Truth, retraining: Retrai
         log.info("Only the %s varied between seeds: the ceiling is about that noise alone.", varied)
     control = truth.control
     log.info(
-        "control: retraining with nothing left out moves the measurement by at most %.2g alone, %.2g among the others",
+        "control: %s with nothing left out moves the measurement by at most %.2g alone, %.2g among the others", _doing(retraining),
         control.largest_measurement_change, control.largest_measurement_change_in_stacks,
     )  # fmt: skip
     log.info("scatter plot: %s", session.folder.path / "scatter.png")

@@ -44,18 +44,17 @@ class StudyPage:
     claims: pd.DataFrame
     picture: Path
     failed: tuple[tuple[str, str], ...]
-    seconds: float
     command: str
     n_seeds: int
 
 
-def save_page(studies: Sequence[StudyPage], path: Path) -> None:
-    """Write the page, the figures inside it."""
+def page_of(studies: Sequence[StudyPage]) -> str:
+    """The page, the figures inside it."""
     everything = pd.concat([study.claims for study in studies])
     counts = ", ".join(f"{(everything['verdict'] == verdict).sum()} {verdict}" for verdict in MARKS)
-    links = "".join(f'<li><a href="#{study.name}">{html.escape(study.title)}</a>: {_counted(study.claims)}</li>' for study in studies)
+    links = "".join(f'<li><a href="#{study.name}">{html.escape(study.title)}</a>: {_marked(study.claims)}</li>' for study in studies)
     body = "\n".join(map(_study, studies))
-    path.write_text(
+    return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>influx reproduce</title><style>{STYLE}</style></head><body><main>\n<h1>Which claims reproduce?</h1>\n"
@@ -80,7 +79,7 @@ def _study(study: StudyPage) -> str:
     alt = html.escape(f"{study.title}: the figure of what the table below says")
     return (
         f'<section id="{study.name}"><h2>{html.escape(study.title)}</h2>\n<p>{html.escape(study.shows)}</p>\n<p>From: {papers}. '
-        f"Scale {study.scale}, {study.n_seeds} seeds, {study.seconds:.0f} s: {html.escape(study.cuts)}</p>\n"
+        f"Scale {study.scale}, {study.n_seeds} seeds: {html.escape(study.cuts)}</p>\n"
         f'<img src="data:image/png;base64,{shown}" alt="{alt}">\n{_table(study.claims)}\n{notes}{failed}\n'
         f"<p>Again: <code>{html.escape(study.command)}</code></p></section>"
     )
@@ -114,5 +113,9 @@ def _missing(value: object) -> bool:
     return value is None or (isinstance(value, float) and math.isnan(value))
 
 
-def _counted(claims: pd.DataFrame) -> str:
-    return ", ".join(f"{(claims['verdict'] == verdict).sum()} {verdict}" for verdict in MARKS if (claims["verdict"] == verdict).any())
+def _marked(claims: pd.DataFrame) -> str:
+    """Each claim with its mark."""
+    return ", ".join(
+        f'<span class="{row.verdict.replace(" ", "-")}">{html.escape(str(row.claim))} {MARKS[row.verdict]}</span>'
+        for row in claims.itertuples()
+    )

@@ -85,8 +85,10 @@ class Claim:
         if (node.get("at_least") is None) == (node.get("at_most") is None):
             raise InfluxError(f"{name} needs one threshold: at_least or at_most.")
         ceiling = build(node["ceiling"], Quantity, f"{name}.ceiling") if node.get("ceiling") else None
-        said, limits = (node[key] for key in NEEDED), (node.get("at_least"), node.get("at_most"))
-        return cls(*said, *limits, _cells(name, node), ceiling, node.get("explanation") or "")
+        return cls(
+            node["claim"], node["paper"], node["where"], node["statement"], node["paper_value"], node.get("at_least"), node.get("at_most"),
+            _cells(name, node), ceiling, node.get("explanation") or "",
+        )  # fmt: skip
 
     @property
     def arms(self) -> tuple[str, ...]:
@@ -113,7 +115,9 @@ class Claim:
         return {key: row[key] for key in COLUMNS}, [{"claim": self.claim, **row} for row in cells]
 
     def _said(self, verdict: str, ceiling: float) -> str:
-        said = [] if verdict == REPRODUCED else [self.explanation]
+        said = [self.explanation] if verdict == FAILED else []
+        if verdict == OPEN:
+            said.append("Its interval holds the threshold: more seeds would tell (seeds=...).")
         if ceiling < LOW_CEILING:
             said.append(
                 f"The truth agrees with itself across seeds by {ceiling:.2f} only: a low correlation speaks against the comparison, "

@@ -49,8 +49,7 @@ def _of_job(folder: Path) -> list[dict[str, Any]]:
     table = pd.read_csv(folder / "correlations.csv")
     columns = [name for name in LAST[1:] if name in table]
     rows: list[dict[str, Any]] = table[columns].to_dict("records")  # type: ignore[assignment]
-    noted = {**record.get("facts", {}), **record.get("zero_removal_control", {})}
-    noted |= {f"seconds_{stage}": value for stage, value in record.get("stage_seconds", {}).items()}
+    noted: dict[str, Any] = {**record.get("facts", {}), **record.get("zero_removal_control", {})}
     rows += [{"statistic": name, "value": float(value)} for name, value in noted.items() if _is_number(value)]
     return rows
 

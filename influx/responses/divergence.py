@@ -1,0 +1,139 @@
+"""The Bregman divergence of a loss in the space of outputs, D(f, f_s) = ℓ(f) − ℓ(f_s) − ∇ℓ(f_s)ᵀ(f − f_s), with all of its digits.
+
+The outputs f of a moved model are near those of θ_s, so D is a small difference of large terms. For half squared error it is ½(f − f_s)²,
+for softmax cross-entropy KL(p_s ‖ p): the label drops out of both, and what is left is written below in f − f_s itself. Any other loss
+takes the definition, and loses the digits that the cancellation costs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int, Shaped
+from torch import Tensor
+
+from influx.gradients import slope
+from influx.objectives import CrossEntropy, Objective, SquaredError, Supervised
+
+NEAR = 0.5  # |x| up to which e^x − 1 − x is summed as a series
+TERMS = 14  # of it: 0.5¹⁴/15! is far below float64's rounding
+
+
+class Divergence(NamedTuple):
+    """D of each row, ∂D/∂f, and the size of the terms that D was summed from."""
+
+    value: Float[Tensor, " *k batch"]
+    slope: Float[Tensor, " *k batch out"]
+    size: Float[Tensor, " *k batch"]
+
+
+@dataclass(frozen=True)
+class Anchor:
+    """What a trained model says of its own training rows: outputs f_s and ∇ℓ(f_s), which the divergence is taken at."""
+
+    objective: Objective
+    targets: Shaped[Tensor, " n"]
+    outputs: Float[Tensor, "n out"]
+
+    @cached_property
+    def slopes(self) -> Float[Tensor, "n out"]:
+        return slope(self.objective.loss, self.outputs, self.targets)
+
+    def divergence(self, outputs: Float[Tensor, " *k batch out"], rows: Int[Tensor, " batch"]) -> Divergence:
+        """D of each of these rows."""
+        made = CLOSED.get(self._known)
+        return self.defined(outputs, rows, self.targets) if made is None else made(outputs.detach(), self.outputs[rows])
+
+    def defined(self, outputs: Float[Tensor, " *k batch out"], rows: Int[Tensor, " batch"], targets: Shaped[Tensor, " n"]) -> Divergence:
+        """D by its definition, for any objective and any targets, in the type of `outputs`."""
+        targets = targets[rows]
+        targets = targets.to(outputs.dtype) if targets.is_floating_point() else targets
+        before, now = self.outputs[rows].to(outputs.dtype), outputs.detach()
+        pull, pulled = slope(self.objective.loss, before, targets), slope(self.objective.loss, now, targets)
+        was, is_now = self.objective.loss(before, targets), self.objective.loss(now, targets)
+        along = (pull * (now - before)).sum(-1)
+        return Divergence(is_now - was - along, pulled - pull, is_now.abs() + was.abs() + along.abs())
+
+    def label_dependence(self, outputs: Float[Tensor, "k n out"]) -> float:
+        """The largest |change| of (1/n) Σ_i D_i when every label is shifted by one class (every number by 1); by the definition, in
+        float64."""
+        shifted = self.targets + 1 if self.targets.is_floating_point() else (self.targets + 1) % self.outputs.shape[1]
+        rows = torch.arange(len(self.targets), device=self.targets.device)
+        with_labels, with_others = (self.defined(outputs.double(), rows, targets).value for targets in (self.targets, shifted))
+        return (with_labels - with_others).mean(-1).abs().max().item()
+
+    @property
+    def _known(self) -> type[Objective]:
+        """Exactly this class: one derived from it may have another loss."""
+        objective = self.objective
+        return type(objective.chosen(self.targets) if type(objective) is Supervised else objective)
+
+
+@dataclass(frozen=True)
+class FromAnchor(Objective):
+    """A loss whose targets are row numbers: D of the row (when `curved`), plus ∇ℓ(f_s)ᵀ(f − f_s) (when `linear`).
+
+    Both together are ℓ(f) − ℓ(f_s), without the cancellation.
+    """
+
+    anchor: Anchor
+    curved: bool
+    linear: bool
+
+    def loss(self, outputs: Float[Tensor, " *k batch out"], targets: Int[Tensor, " batch"]) -> Float[Tensor, " *k batch"]:
+        moved = (self.anchor.slopes[targets] * (outputs - self.anchor.outputs[targets])).sum(-1)
+        if not self.curved:
+            return moved
+        made = self.anchor.divergence(outputs, targets)
+        value = made.value + (made.slope * (outputs - outputs.detach())).sum(-1)  # a zero that carries the derivative
+        return value + moved if self.linear else value
+
+    def sizes(self, outputs: Float[Tensor, " *k batch out"], targets: Int[Tensor, " batch"]) -> Float[Tensor, " *k batch"]:
+        """The size of the terms that each row's loss is summed from, the rounding of its outputs included."""
+        total = outputs.new_zeros(outputs.shape[:-1])
+        if self.curved:
+            made = self.anchor.divergence(outputs, targets)
+            total = total + made.size + (made.slope * outputs).abs().sum(-1)
+        return total + (self.anchor.slopes[targets] * outputs).abs().sum(-1) if self.linear else total
+
+
+def _softmax(outputs: Float[Tensor, " *k batch out"], before: Float[Tensor, "batch out"]) -> Divergence:
+    """KL(p_s ‖ p) = log(1 + Σ p_s (e^d − 1 − d)) with d = f − f_s less its mean under p_s; ∂/∂f = p − p_s = p_s (e^d − 1 − S)/(1 + S).
+
+    The entry of the most probable class is minus the sum of the others, which do not cancel.
+    """
+    log_p = before.log_softmax(-1)
+    p = log_p.exp()
+    d = outputs - before
+    d = d - (p * d).sum(-1, keepdim=True)
+    grown = torch.expm1(d)
+    total = (p * _beyond_linear(d, grown)).sum(-1, keepdim=True)  # S
+    far = d.amax(-1, keepdim=True) > 1  # nothing is small there, and e^d may overflow
+    total_log = (log_p + d).logsumexp(-1, keepdim=True)
+    value = torch.where(far, total_log, torch.log1p(total)).squeeze(-1)
+    slopes = torch.where(far, (log_p + d - total_log).exp() - p, p * (grown - total) / (1 + total))
+    top = p.argmax(-1, keepdim=True).expand(*slopes.shape[:-1], 1)
+    others = slopes.scatter(-1, top, 0.0).sum(-1, keepdim=True)
+    return Divergence(value, slopes.scatter(-1, top, -others), value)
+
+
+def _beyond_linear(x: Tensor, grown: Tensor) -> Tensor:
+    """e^x − 1 − x, given e^x − 1."""
+    near = x.clamp(-NEAR, NEAR)
+    series = torch.ones_like(x)
+    for order in range(TERMS, 2, -1):
+        series = 1 + near / order * series
+    return torch.where(x.abs() <= NEAR, 0.5 * near.square() * series, grown - x)
+
+
+def _squared(outputs: Float[Tensor, " *k batch 1"], before: Float[Tensor, "batch 1"]) -> Divergence:
+    d = outputs - before
+    value = 0.5 * d.square().squeeze(-1)
+    return Divergence(value, d, value)
+
+
+CLOSED: dict[type[Objective], Callable[[Tensor, Tensor], Divergence]] = {CrossEntropy: _softmax, SquaredError: _squared}
