@@ -34,15 +34,15 @@ GAPS, ERRORS = ("warm_start", "proximity", "non_convergence"), ("linearisation",
 
 
 class Responses(NamedTuple):
-    """A job's `responses.npz`, its seeds side by side on the last axis."""
+    """One seed's part of a job's `responses.npz`."""
 
     rows: Int[np.ndarray, " n_removed"]
-    outputs: Float[np.ndarray, "n_removed n_train out n_seeds"]
-    parameters: Float[np.ndarray, "n_removed p n_seeds"]
-    full_parameters: Float[np.ndarray, "p n_seeds"]
+    outputs: Float[np.ndarray, "n_removed n_train out"]
+    parameters: Float[np.ndarray, "n_removed p"]
+    full_parameters: Float[np.ndarray, " p"]
 
     @classmethod
-    def read(cls, folder: Path) -> Responses:
+    def read(cls, folder: Path, seed: int) -> Responses:
         """
         Raises:
             InfluxError: the job kept no responses.
@@ -52,7 +52,8 @@ class Responses(NamedTuple):
             raise InfluxError(f"{path} is not there: set retraining.keep=responses for the arms that are compared.")
         with np.load(path, allow_pickle=False) as held:
             rows = np.arange(len(held["outputs"])) if "removed" in held else held["train_index"]
-            return cls(rows, held["outputs"], held["parameters"], held["full_parameters"])
+            column = held["seed"].tolist().index(seed)
+            return cls(rows, held["outputs"][..., column], held["parameters"][..., column], held["full_parameters"][:, column])
 
     def at(self, rows: Int[np.ndarray, " common"]) -> Responses:
         """Those of some removals, in that order."""
@@ -66,7 +67,7 @@ Distance = Callable[[Responses, Responses], float]
 
 def output_distance(first: Responses, second: Responses) -> float:
     """Root mean square over training outputs, mean over removals; unit: the output's."""
-    squares = np.square(first.outputs - second.outputs).mean(axis=(1, 2))  # [n_removed, n_seeds]
+    squares = np.square(first.outputs - second.outputs).mean(axis=(1, 2))  # [n_removed]
     return float(np.sqrt(squares).mean())
 
 
@@ -75,15 +76,25 @@ def parameter_distance(first: Responses, second: Responses) -> float:
     return float(np.linalg.norm(first.parameters - second.parameters, axis=1).mean())
 
 
-DISTANCES: dict[str, Distance] = {"output": output_distance, "parameter": parameter_distance}
+def own_distance(first: Responses, second: Responses) -> float:
+    """As `output_distance`, of the difference less its mean over the removals: a shift that all removals share has no part in it.
+
+    Further training moves every retrained model alike, whoever is left out, and with it no ranking.
+    """
+    difference = first.outputs - second.outputs
+    return float(np.sqrt(np.square(difference - difference.mean(0)).mean(axis=(1, 2))).mean())
+
+
+DISTANCES: dict[str, Distance] = {"output": output_distance, "own": own_distance, "parameter": parameter_distance}
 
 
 @dataclass(frozen=True)
 class Gaps(Comparison):
     """Distances between neighbours of the chain, a row a seed and distance.
 
-    Statistics, with `output_` or `parameter_` before each: `warm_start`, `proximity`, `non_convergence`, `linearisation`, `solver`; `gaps`,
-    the sum of the first three; `errors`, that of the last two; `errors_over_gaps`; `sum`, of all; `total`, the distance of the two ends.
+    Statistics, with `output_`, `own_` (what removals do not share) or `parameter_` before each: `warm_start`, `proximity`,
+    `non_convergence`, `linearisation`, `solver`; `gaps`, the sum of the first three; `errors`, that of the last two; `errors_over_gaps`;
+    `sum`, of all; `total`, the distance of the two ends.
 
     Args:
         chain: six arms, A to F.
@@ -106,7 +117,7 @@ class Gaps(Comparison):
         common = sorted(set.intersection(*(set(folders[arm]) for arm in self.chain)))
         made = []
         for seed in common:
-            found = self._of_seed([Responses.read(folders[arm][seed]) for arm in self.chain])
+            found = self._of_seed([Responses.read(folders[arm][seed], seed) for arm in self.chain])
             made += [{"seed": seed, "statistic": name, "value": value} for name, value in found.items()]
         return made
 
@@ -154,10 +165,10 @@ class Derivative(Comparison):
     def rows(self, folders: Folders) -> list[dict[str, Any]]:
         made = []
         for seed in sorted(set.intersection(*(set(folders[arm]) for arm in self.arms))):
-            plus, minus, linear = (Responses.read(folders[arm][seed]) for arm in self.arms)
+            plus, minus, linear = (Responses.read(folders[arm][seed], seed) for arm in self.arms)
             shared = np.array(sorted(set(plus.rows.tolist()) & set(minus.rows.tolist()) & set(linear.rows.tolist())))
             expected = linear.at(shared).parameters - linear.full_parameters
             wrong = (plus.at(shared).parameters - minus.at(shared).parameters) / 2 - expected
-            relative = np.linalg.norm(wrong, axis=1) / np.linalg.norm(expected, axis=1)  # [n_removed, n_seeds]
+            relative = np.linalg.norm(wrong, axis=1) / np.linalg.norm(expected, axis=1)  # [n_removed]
             made.append({"seed": seed, "statistic": "derivative_error", "value": float(relative.max())})
         return made
