@@ -9,14 +9,20 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+from scipy import stats
 
+from influx import rules
 from influx.errors import InfluxError
 from influx.studies import Study
 from influx.studies.claims import OPEN, REPRODUCED
 from influx.studies.gaps import Derivative, Gaps, Responses
 from influx.studies.results import over_seeds
+from influx.studies.seedwise import ColumnAgreement, EstimateAgreement
 
 CONF = Path(__file__).parents[1] / "conf"
+NAMES = ("pbrf_decomposition", "pbrf_validation")
 ARMS = ("cold", "warm", "proximal", "pbrf", "linear", "lissa")
 STEPS = ("warm_start", "proximity", "non_convergence", "linearisation", "solver")
 N_TRAIN, OUT, P = 7, 2, 5
@@ -31,7 +37,7 @@ def write(folder: Path, outputs: np.ndarray, parameters: np.ndarray, full: np.nd
     folder.mkdir(parents=True)
     np.savez(
         folder / "responses.npz", outputs=outputs[..., None], parameters=parameters[..., None], full_parameters=full[..., None],
-        train_index=np.array(rows),
+        train_index=np.array(rows), seed=np.array([0]),
     )  # fmt: skip
     return folder
 
@@ -113,7 +119,7 @@ def test_gaps_needs_six_arms() -> None:
 
 def test_missing_responses_are_refused_with_the_setting_that_keeps_them(tmp_path: Path) -> None:
     with pytest.raises(InfluxError, match=r"responses\.npz is not there: set retraining\.keep=responses"):
-        Responses.read(tmp_path)
+        Responses.read(tmp_path, 0)
 
 
 # --------------------------------------------------------------------------------------------------------------- claims
@@ -131,8 +137,8 @@ def fabricated(level: dict[str, float]) -> pd.DataFrame:
         linear = {"damping_1e-3": 0.03, "damping_1e-1": 0.002}.get(setting, 0.007)
         numbers: dict[str, float] = {f"distances/output_{name}": x for name, x in zip(STEPS, gaps.get(setting, (1, 1, 1)), strict=False)}
         numbers |= {"distances/output_linearisation": linear, "distances/output_solver": 0.005, "distances/output_errors_over_gaps": 0.01}
-        numbers |= {f"{arm}/spearman": 0.95 for arm in ("warm", "proximal", "pbrf", "linear", "lissa")}
-        numbers |= {"cold/spearman": {"logistic": 0.9, "decay_1e-2": 0.6}.get(setting, 0.2), "seeds/spearman": 0.3}
+        numbers |= {f"{arm}/spearman": 0.95 for arm in ("with_warm", "with_proximal", "pbrf", "with_linear")}
+        numbers |= {"with_cold/spearman": {"logistic": 0.9, "decay_1e-2": 0.6}.get(setting, 0.2), "seeds/spearman": 0.3}
         for name, number in numbers.items():
             arm, statistic = name.split("/")
             value = level.get(f"{name}/{setting}", number)
@@ -158,8 +164,8 @@ def test_every_claim_holds_on_results_in_which_it_should() -> None:
         ("distances/output_errors_over_gaps/width_32", 0.2, "B1"),
         ("pbrf/spearman/width_4", 0.85, "B2"),
         ("pbrf/spearman/damping_1e-3", 0.7, "B2b"),
-        ("cold/spearman/base", 0.9, "B3"),
-        ("cold/spearman/logistic", 0.8, "B4"),
+        ("with_cold/spearman/base", 0.9, "B3"),
+        ("with_cold/spearman/logistic", 0.8, "B4"),
         ("distances/output_non_convergence/epochs_120", 1.5, "B5"),
         ("distances/output_linearisation/damping_1e-1", 0.02, "B6"),
         ("distances/output_warm_start/decay_1e-2", 4.0, "B8"),
@@ -177,11 +183,108 @@ def test_a_claim_without_results_is_open() -> None:
         assert claim.judge(results[results["arm"] == "none"])[0]["verdict"] == OPEN
 
 
+# ------------------------------------------------------------------------------------------------- agreement, seed by seed
+
+TESTS, SEEDS = [7, 2, 9], [4, 5]
+
+
+def truth(folder: Path, change: np.ndarray, rows: list[int], members: np.ndarray | None = None) -> Path:
+    """A run folder with a truth of two seeds."""
+    folder.mkdir(parents=True)
+    more = {} if members is None else {"removed": members}
+    np.savez(
+        folder / "ground_truth.npz", change=change, train_index=np.array(rows), test_index=np.array(TESTS), seed=np.array(SEEDS), **more
+    )
+    return folder
+
+
+def estimate(folder: Path, influence: np.ndarray, rows: list[int], tests: list[int]) -> Path:
+    folder.mkdir(parents=True)
+    np.savez(folder / "influence.npz", influence=influence, train_index=np.array(rows), test_index=np.array(tests))
+    return folder
+
+
+def by_hand(first: np.ndarray, second: np.ndarray) -> dict[str, float]:
+    """SciPy's correlations, mean over the columns."""
+    both = list(zip(first.T, second.T, strict=True))
+    return {
+        "pearson": float(np.mean([stats.pearsonr(a, b).statistic for a, b in both])),
+        "spearman": float(np.mean([stats.spearmanr(a, b).statistic for a, b in both])),
+    }
+
+
+def test_an_estimate_is_held_against_its_own_seeds_column_of_single_removals(tmp_path: Path) -> None:
+    """Rows and test examples in another order than the truth's, more of them than it has."""
+    rng = np.random.default_rng(5)
+    removed, trained, tests = [30, 10, 20, 50], [10, 20, 30, 40, 50], [9, 2, 7, 1]
+    change = rng.normal(size=(4, 3, 2))
+    folders: dict[str, dict[int, Path]] = {"truth": {}, "estimate": {}}
+    held = truth(tmp_path / "truth", change, removed)
+    expected = {}
+    for column, seed in enumerate(SEEDS):
+        influence = rng.normal(size=(5, 4))
+        folders["truth"][seed] = held
+        folders["estimate"][seed] = estimate(tmp_path / str(seed), influence, trained, tests)
+        mine = influence[np.ix_([trained.index(row) for row in removed], [tests.index(test) for test in TESTS])]
+        expected |= {(seed, kind): value for kind, value in by_hand(mine, change[:, :, column]).items()}
+    made = {(row["seed"], row["statistic"]): row["value"] for row in EstimateAgreement("estimate", "truth").rows(folders)}
+    assert made == pytest.approx(expected, rel=1e-12)
+
+
+def test_the_prediction_for_a_group_is_the_sum_of_its_members(tmp_path: Path) -> None:
+    rng = np.random.default_rng(6)
+    members, change, influence = rng.random((4, 6)) < 0.5, rng.normal(size=(4, 3, 2)), rng.normal(size=(6, 3))
+    rows = [3, 1, 4, 15, 9, 2]
+    held = truth(tmp_path / "truth", change, rows, members)
+    folders = {"truth": {4: held}, "estimate": {4: estimate(tmp_path / "estimate", influence, rows, TESTS)}}
+    predicted = np.array([sum((influence[i] for i in np.flatnonzero(group)), np.zeros(3)) for group in members])
+    assert found(EstimateAgreement("estimate", "truth").rows(folders)) == pytest.approx(by_hand(predicted, change[:, :, 0]), rel=1e-12)
+
+
+def test_a_truth_is_held_against_its_other_seeds(tmp_path: Path) -> None:
+    change = np.random.default_rng(7).normal(size=(5, 3, 2))
+    held = truth(tmp_path / "truth", change, [1, 2, 3, 4, 5])
+    made = ColumnAgreement("truth").rows({"truth": dict.fromkeys(SEEDS, held)})
+    for seed in SEEDS:  # of two seeds each is the other's only partner
+        mine = found([row for row in made if row["seed"] == seed])
+        assert mine == pytest.approx(by_hand(change[:, :, 0], change[:, :, 1]), rel=1e-12)
+
+
+def test_one_seed_has_nothing_to_agree_with(tmp_path: Path) -> None:
+    held = truth(tmp_path / "truth", np.ones((5, 3, 2)), [1, 2, 3, 4, 5])
+    assert ColumnAgreement("truth").rows({"truth": {4: held}}) == []
+
+
+# ----------------------------------------------------------------------------------------------------------------- jobs
+
+
+def test_an_arm_with_all_seeds_together_is_one_job_a_point() -> None:
+    jobs = study("pbrf_decomposition").jobs("quick", seeds=3, first_seed=2)
+    cold = [job for job in jobs if job.arm == "cold" and job.point == {"setting": "base"}]
+    assert [(job.seed, job.seeds, job.place) for job in cold] == [(2, (2, 3, 4), "cold/setting=base/seeds=2-4")]
+    assert cold[0].settings[-2:] == ("seed=2", "retraining.seeds=3")
+    alone = [job for job in jobs if job.arm == "pbrf" and job.point == {"setting": "base"}]
+    assert [(job.seeds, job.place) for job in alone] == [((seed,), f"pbrf/setting=base/seed={seed}") for seed in (2, 3, 4)]
+    assert all("retraining.seeds=3" not in job.settings for job in alone)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("scale", ["quick", "paper"])
+def test_jobs_compose(name: str, scale: str) -> None:
+    """Each arm once and each grid point once, composed as on the command line, and accepted by the rules."""
+    jobs = study(name).jobs(scale, seeds=1)
+    few = {job.arm: job for job in jobs} | {str(job.point): job for job in jobs}
+    with initialize_config_dir(str(CONF), version_base=None):
+        for job in few.values():
+            config = OmegaConf.to_container(compose("validate", list(job.settings)), resolve=True)
+            rules.check_config({key: value for key, value in config.items() if key not in ("hydra", "experiment")})
+
+
 # -------------------------------------------------------------------------------------------------------------- figures
 
 
 def test_the_figure_draws_whatever_settings_there_are(tmp_path: Path) -> None:
     figure, results = study("pbrf_decomposition").figure, fabricated({})
-    for part in (results, results[results["setting"].isin(["base", "logistic"])], results[results["arm"] == "cold"]):
-        figure.save(over_seeds(part), part, {"cold": "leave-one-out"}, tmp_path / "figure.png")
+    for part in (results, results[results["setting"].isin(["base", "logistic"])], results[results["arm"] == "with_cold"]):
+        figure.save(over_seeds(part), part, {}, tmp_path / "figure.png")
         assert (tmp_path / "figure.png").stat().st_size > 10_000
