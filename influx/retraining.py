@@ -63,6 +63,7 @@ class Retraining:
         percentile: selection=percentile: of the ranks by mean |estimate|, 0 the smallest and 100 the largest.
         index: truth=loo: explicit positions in the data set's own order, in any order, repeats counted once; overrides `removed` and
             `selection`.
+        selection_seed: draws what is left out at random; null = the run's seed. A fixed one leaves the same out in runs of several seeds.
         fraction: truth=subset: share of the training examples that each random subset keeps.
         subsets: truth=subset: how many.
         groups: truth=group: how many groups are left out, one group at a time.
@@ -92,6 +93,7 @@ class Retraining:
     selection: str = "random"
     percentile: float = 30.0
     index: list[int] | None = None
+    selection_seed: int | None = None
     fraction: float = 0.5
     subsets: int = 100
     groups: int = 20
@@ -197,6 +199,7 @@ class Retraining:
             InfluxError: there are too few examples for them, or the truth has no such selection.
         """
         data, n = experiment.data, experiment.data.n_train
+        seed = seed if self.selection_seed is None else self.selection_seed
         if truth == "subset":
             return removals.subsets(n, self.fraction, self.subsets, seed)
         if truth == "group":
