@@ -6,13 +6,13 @@ A YAML file in `conf/study/` says all of it (a user's own in any `--config-dir`)
     settings                 settings of every job, as typed on the command line
     arms                     name -> {label, settings, grid}: kinds of job that the study compares
     grid                     axis -> levels; a level is a value of the setting that the axis names, or a name with settings of its own
-    scales                   quick and paper -> {seeds, takes, cuts, settings, grid, skip}
+    scales                   quick and paper -> {seeds, takes, cuts, settings, grid, skip, arms}; arms: name -> the arm's grid at this scale
     compare                  name -> comparison of arms with one another (`influx.studies.comparisons`)
     claims                   list (`influx.studies.claims`)
     figure                   one of `influx.report.figures`
 
 Later settings win: the study's, the scale's, the arm's, the grid point's. A grid is replaced axis by axis: the study's by the scale's, then
-by the arm's; an arm may name levels of an axis instead of repeating their settings. `{seed}` in a setting is the job's seed.
+by the arm's, then by the arm's at that scale; an arm may name levels of an axis instead of repeating their settings. `{seed}` in a setting is the job's seed.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from influx.studies.comparisons import Comparison
 SCALES = ("quick", "paper")
 KEYS = ("title", "papers", "shows", "settings", "arms", "grid", "scales", "compare", "claims", "figure")
 ARM_KEYS = ("label", "settings", "grid")
-SCALE_KEYS = ("seeds", "takes", "cuts", "settings", "grid", "skip")
+SCALE_KEYS = ("seeds", "takes", "cuts", "settings", "grid", "skip", "arms")
 
 Grid = Mapping[str, Any]  # axis -> list of values, or name -> settings
 
@@ -57,6 +57,7 @@ class Scale:
     settings: tuple[str, ...] = ()
     grid: Grid = field(default_factory=dict)
     skip: tuple[str, ...] = ()
+    arms: Mapping[str, Grid] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -114,6 +115,8 @@ class Study:
         return made
 
     def _check_names(self) -> None:
+        for scale in self.scales.values():
+            self._check_arms(f"scales.{scale.name}.arms", tuple(scale.arms), self.arms)
         for name, comparison in self.compare.items():
             if name in self.arms:
                 raise InfluxError(f"study {self.name}: '{name}' is both an arm and a comparison; give one of them another name.")
@@ -143,7 +146,7 @@ class Study:
         return made
 
     def _points(self, arm: Arm, scale: Scale) -> list[tuple[dict[str, Any], tuple[str, ...]]]:
-        axes = {**self.grid, **scale.grid, **arm.grid}
+        axes = {**self.grid, **scale.grid, **arm.grid, **scale.arms.get(arm.name, {})}
         levels = [self._levels(axis, chosen, scale) for axis, chosen in axes.items()]
         return [
             ({axis: level for axis, (level, _) in zip(axes, combination, strict=True)}, tuple(w for _, words in combination for w in words))
@@ -173,7 +176,7 @@ def _arm(about: str, name: str, node: Mapping[str, Any]) -> Arm:
 def _scale(about: str, name: str, node: Mapping[str, Any]) -> Scale:
     _check_keys(f"{about}.scales.{name}", node, SCALE_KEYS, needed=("seeds", "takes", "cuts"))
     settings, skip = tuple(node.get("settings") or ()), tuple(node.get("skip") or ())
-    return Scale(name, node["seeds"], node["takes"], node["cuts"], settings, node.get("grid") or {}, skip)
+    return Scale(name, node["seeds"], node["takes"], node["cuts"], settings, node.get("grid") or {}, skip, node.get("arms") or {})
 
 
 def _check_keys(where: str, node: Mapping[str, Any], known: Sequence[str], needed: Sequence[str]) -> None:
