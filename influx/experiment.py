@@ -91,6 +91,12 @@ class Experiment:
     def n_test(self) -> int:
         return 1 if self.measurement.whole_set else self.data.n_test
 
+    def on_tests(self, rows: Int[np.ndarray, " kept"]) -> Experiment:
+        """The same experiment with these rows of its test part alone; what it trains is the same."""
+        data, at = self.data, torch.as_tensor(rows, device=self.data.test_inputs.device)
+        kept = replace(data, test_inputs=data.test_inputs[at], test_targets=data.test_targets[at], test_index=data.test_index[rows])
+        return replace(self, data=kept)
+
     @cached_property
     def digest(self) -> str:
         """SHA-256 of all data, the test part included: what a measurement depends on."""
@@ -195,6 +201,11 @@ class Experiment:
             raise InfluxError(
                 f"this method follows the training run step by step, and {type(self.training).__name__} keeps no such record: "
                 "use training=sgd, adam or adamw."
+            )
+        if self.training.average_from is not None:
+            raise InfluxError(
+                f"this method follows the training run step by step, and training.average_from={self.training.average_from:g} ends it with "
+                "a mean of several steps: set training.average_from=null."
             )
         module = self.module(0)
         if any(isinstance(part, RANDOM) for part in module.modules()) or stacking.mixes_rows(module):

@@ -58,7 +58,9 @@ class Retraining:
             order anew).
         removed: truth=loo: how many examples are left out, one at a time, or "all".
         selection: truth=loo: "random", "top" (largest mean |estimate| over the test examples), "loss" (highest training loss),
-            "stratified" (evenly spaced ranks of the mean estimate) or "all"; truth=group: "random", "top", "loss" or "class".
+            "percentile" (mean |estimate| nearest `percentile`), "stratified" (evenly spaced ranks of the mean estimate) or "all";
+            truth=group: "random", "top", "loss" or "class".
+        percentile: selection=percentile: of the ranks by mean |estimate|, 0 the smallest and 100 the largest.
         index: truth=loo: explicit positions in the data set's own order, in any order, repeats counted once; overrides `removed` and
             `selection`.
         fraction: truth=subset: share of the training examples that each random subset keeps.
@@ -88,6 +90,7 @@ class Retraining:
     start: str = "scratch"
     removed: int | str = 50
     selection: str = "random"
+    percentile: float = 30.0
     index: list[int] | None = None
     fraction: float = 0.5
     subsets: int = 100
@@ -202,7 +205,8 @@ class Retraining:
             return Removals.single(np.flatnonzero(np.isin(data.train_index, self.index)))
         if self.removed == "all" or self.selection == "all":
             return Removals.single(range(n))
-        return Removals.single(np.sort(removals.ranked_rows(self.selection, int(self.removed), influence, losses, seed)))
+        rows = removals.ranked_rows(self.selection, int(self.removed), influence, losses, seed, self.percentile)
+        return Removals.single(np.sort(rows))
 
     def _groups(
         self, experiment: Experiment, influence: Float[np.ndarray, "n_train n_test"], losses: Float[np.ndarray, " n_train"], seed: int

@@ -93,6 +93,7 @@ RULES: dict[str, Rule] = {
     "threads": whole(1).or_word("auto"),
     "pictures": FLAG,
     "top_k": whole(1),
+    "test_points": choice("all", "highest", "median", "lowest"),
     "memory": SIZE,
     "checkpoints": whole(1),
     "path": TEXT.or_null(),
@@ -126,6 +127,7 @@ RULES: dict[str, Rule] = {
     "model.bias": FLAG,
     "model.layers": one_of_numbers(11, 13),
     "model.batch_norm": FLAG,
+    "model.head": choice("linear", "published"),
     "training.lr": number(above=0),
     "training.epochs": whole(1),
     "training.batch_size": whole(1).or_null(),
@@ -137,6 +139,7 @@ RULES: dict[str, Rule] = {
     "training.decoupled_decay": number(at_least=0),
     "training.weight_decay": number(at_least=0),
     "training.schedule": choice("constant", "linear", "cosine", "step"),
+    "training.average_from": number(at_least=0, below=1).or_null(),
     "training.tolerance": number(above=0),
     "training.max_iterations": whole(1),
     "method.damping": number(at_least=0).or_word("auto"),
@@ -195,7 +198,8 @@ RULES: dict[str, Rule] = {
     "method.solver.labels": choice("empirical", "sampled"),
     "retraining.start": choice("scratch", "warm"),
     "retraining.removed": whole(1).or_word("all"),
-    "retraining.selection": choice("random", "top", "loss", "stratified", "all", "class"),
+    "retraining.selection": choice("random", "top", "loss", "percentile", "stratified", "all", "class"),
+    "retraining.percentile": number(at_least=0, at_most=100),
     "retraining.index": INDEX,
     "retraining.fraction": number(above=0, below=1),
     "retraining.subsets": whole(1),
@@ -243,9 +247,9 @@ GROUPS = ("store", "dataset", "model", "training", "objective", "measurement", "
 SHARED = ("seed", "dtype", "device", "threads", "checkpoints", "pictures", *GROUPS[:6])
 NEEDED = {
     "train": SHARED,
-    "estimate": (*SHARED, "method", "memory", "top_k"),
+    "estimate": (*SHARED, "method", "memory", "top_k", "test_points"),
     "reproduce": ("seed", "store", "scale", "seeds", "settings", "workers", "fresh", "jobs_dir"),
-    "validate": (*SHARED, "method", "memory", "top_k", "retraining", "loo", "truth", "resamples"),
+    "validate": (*SHARED, "method", "memory", "top_k", "test_points", "retraining", "loo", "truth", "resamples"),
 }
 
 

@@ -73,6 +73,8 @@ class AsPublished(Estimator):
     2. Dropout draws one mask for each example in C, one in its gradient and one for each test example; the released lissa draws anew at
        every step.
     3. The released lissa for convolutional nets works on minibatches; this one always takes all rows.
+    4. C is formed from the outputs' curvature and made symmetric, and the loss is written through the label's log-odds. Both round
+       differently from the released autograd code, so that where C is singular single scores are not the released ones.
 
     Cost: a forward pass an example; dense: n P² + P³ for P parameters, and as much again for the eigenvalues that are reported; lissa: up
     to `depth` products with C. Memory: 5 P² numbers (dense), the features, and 5 P-vectors a test example.

@@ -66,6 +66,7 @@ def validate(session: Session, estimator: Estimator, retraining: Retraining | No
     if retraining is None:
         log.info(NO_TRUTH)
         return None
+    session = made.session
     truth = _truth(session, made, retraining)
     predicted = truth.removals.predicted(made.influence) * retraining.strength
     options = {"calibrated": estimator.calibrated, "resamples": session.config["resamples"], "seed": session.seed}
