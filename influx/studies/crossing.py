@@ -47,7 +47,7 @@ def correlation(estimate: Path, truth: Path) -> dict[str, float]:
     """
     with np.load(truth / "ground_truth.npz", allow_pickle=False) as held:
         if "removed" in held:
-            raise InfluxError(f"{truth} left out several examples at a time: only truth=loo and truth=pbrf can be crossed with an estimate.")
+            raise InfluxError(f"{truth} left out several examples at a time: only a truth=loo or pbrf can be crossed with an estimate.")
         rows, tests, change = held["train_index"], held["test_index"], held["change"].mean(2)
     with np.load(estimate / "influence.npz", allow_pickle=False) as held:
         known, columns, influence = held["train_index"], held["test_index"], held["influence"]

@@ -12,7 +12,8 @@ A YAML file in `conf/study/` says all of it (a user's own in any `--config-dir`)
     figure                   one of `influx.report.figures`
 
 Later settings win: the study's, the scale's, the arm's, the grid point's. A grid is replaced axis by axis: the study's by the scale's, then
-by the arm's, then by the arm's at that scale; an arm may name levels of an axis instead of repeating their settings. `{seed}` in a setting is the job's seed.
+by the arm's, then by the arm's at that scale; an arm may name levels of an axis instead of repeating their settings. `{seed}` in a setting
+is the job's seed.
 """
 
 from __future__ import annotations

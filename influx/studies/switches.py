@@ -55,7 +55,8 @@ class Switches(Comparison):
         for mended in subsets(self.order):
             found = [(e, t) for e in self.estimates for t in self.truths if parse(e) | parse(t) == mended]
             if len(found) != 1:
-                raise InfluxError(f"the set '{write(mended, self.order)}' needs one estimate and one truth, and has {len(found)} pairs of them.")
+                said = write(mended, self.order)
+                raise InfluxError(f"switches: '{said}' needs one estimate and one truth, and has {len(found)} pairs of them.")
 
     @property
     def arms(self) -> tuple[str, ...]:
