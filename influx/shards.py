@@ -103,7 +103,8 @@ class Shard:
 
     def move(self) -> tuple[Task, Moved]:
         task = self.task()
-        return task, self.recipe.response.move(task, self.training)
+        problem = replace(self.experiment.problem(self.base, self.draw.init), selected=task.trainable)
+        return task, self.recipe.response.move(task, self.training, problem)
 
     def retrain(self) -> dict[str, Tensor]:
         """`values` [k + 1, n_test]: measurements of the stack's models, the first with nothing left out.
