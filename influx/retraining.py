@@ -227,7 +227,7 @@ class Retraining:
 
     @property
     def recipe(self) -> Recipe:
-        response = choice.choose(self.response, self.proximity, self.tolerance, self.max_iterations, self.solver)
+        response = choice.choose(self.response, self.proximity, self.tolerance, self.max_iterations, self.strength, self.solver)
         epochs = self.epochs if self.response == RETRAIN else None
         return Recipe(response.begins or self.start, self.trainable, epochs, self.divisor, float(self.strength), response, self.keep)
 
