@@ -1,7 +1,7 @@
 """From one correlation to another, a bar a switch: what each of several defects costs, in one order and whatever the order.
 
-A column of two panels for each level of one grid axis. Above, the waterfall from top to bottom: where the correlation stands after each switch
-in the stated order. Below, what each switch is worth: its share over all orders, and the two ends of what an order can make of it.
+A column of two panels for each level of one grid axis. Above, the waterfall from top to bottom: where the correlation stands after each
+switch in the stated order. Below, what each switch is worth: its share over all orders, and the two ends of what an order can make of it.
 """
 
 from __future__ import annotations
@@ -85,7 +85,8 @@ class Waterfall(Figure):
             _say(ax, place, f"{step['mean']:+.2f}", step["mean"])
         ax.plot([found[-1]["mean"]] * 2, [len(stages) - 1 + HEIGHT / 2, len(stages) - HEIGHT / 2], color=GREY, linewidth=0.7)
         magnitudes = [row["magnitude"] for row in found]
-        ax.plot(magnitudes, [*range(len(stages) - 1), len(stages)], "o", markerfacecolor="white", markeredgecolor=DARK, markersize=5, zorder=3)
+        places = [*range(len(stages) - 1), len(stages)]  # the last stage stands on a bar of its own
+        ax.plot(magnitudes, places, "o", markerfacecolor="white", markeredgecolor=DARK, markersize=5, zorder=3)
         ax.set_xlim(-0.55, 1.4)
         ax.set_xticks([-0.5, 0, 0.5, 1])
         ax.set_xlabel("mean Spearman with retraining")
@@ -117,7 +118,8 @@ def _row(part: pd.DataFrame, statistic: str) -> pd.Series:
 def _say(ax: Axes, place: float, words: str, value: float) -> None:
     """A number in the column at the right edge of a row."""
     if np.isfinite(value):
-        ax.text(0.995, place, words.replace("-", "\u2212"), transform=ax.get_yaxis_transform(), ha="right", va="center", fontsize=8, bbox=BACKED)
+        at = ax.get_yaxis_transform()
+        ax.text(0.995, place, words.replace("-", "\u2212"), transform=at, ha="right", va="center", fontsize=8, bbox=BACKED)
 
 
 def _name_rows(ax: Axes, names: Sequence[str]) -> None:
