@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from influx import stacking
+from influx import frozen, stacking
 from influx.datasets import Data
 from influx.errors import InfluxError
 from influx.instantiate import describe
@@ -35,7 +35,7 @@ from influx.training.first_order import FirstOrder
 from influx.trajectory import Snapshot, Step, Trajectory
 
 ENGINE = (  # what turns a key into numbers, beside the objects that the key describes
-    "curvature.py", "experiment.py", "gradients.py", "kronecker.py", "layered.py", "masking.py", "measurements.py", "models",
+    "curvature.py", "experiment.py", "frozen.py", "gradients.py", "kronecker.py", "layered.py", "masking.py", "measurements.py", "models",
     "objectives.py", "problem.py", "quasi_newton.py", "responses", "seeding.py", "shards.py", "solvers", "stacking.py", "training",
 )  # fmt: skip
 
@@ -90,6 +90,12 @@ class Experiment:
     @property
     def n_test(self) -> int:
         return 1 if self.measurement.whole_set else self.data.n_test
+
+    def on_tests(self, rows: Int[np.ndarray, " kept"]) -> Experiment:
+        """The same experiment with these rows of its test part alone; what it trains is the same."""
+        data, at = self.data, torch.as_tensor(rows, device=self.data.test_inputs.device)
+        kept = replace(data, test_inputs=data.test_inputs[at], test_targets=data.test_targets[at], test_index=data.test_index[rows])
+        return replace(self, data=kept)
 
     @cached_property
     def digest(self) -> str:
@@ -196,6 +202,11 @@ class Experiment:
                 f"this method follows the training run step by step, and {type(self.training).__name__} keeps no such record: "
                 "use training=sgd, adam or adamw."
             )
+        if self.training.average_from is not None:
+            raise InfluxError(
+                f"this method follows the training run step by step, and training.average_from={self.training.average_from:g} ends it with "
+                "a mean of several steps: set training.average_from=null."
+            )
         module = self.module(0)
         if any(isinstance(part, RANDOM) for part in module.modules()) or stacking.mixes_rows(module):
             raise InfluxError(
@@ -244,6 +255,8 @@ class Experiment:
     def measure(self, module: nn.Module, params: Stack, buffers: Stack) -> Float[Tensor, "k n_test"]:
         """The measurement of K models on every test example (or on the whole set: one column)."""
         examples, models = self.test_examples, len(next(iter(params.values())))
+        module, params, buffers, inputs = frozen.reduced(module, params, buffers, examples.inputs)
+        examples = replace(examples, inputs=inputs)
         each = stacking.bytes_per_row(module, unstack(params, 0), unstack(buffers, 0), examples.inputs)
         pieces = []
         with torch.no_grad():

@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 
 def build(node: Mapping[str, Any], family: Callable[..., T], group: str) -> T:
-    """The object of `node`, a subclass of `family`; nested nodes with a `_target_` are built first.
+    """The object of `node`, a subclass of `family`; nested nodes with a `_target_`, alone or in a list, are built first.
 
     Only classes can be named, and each must belong to its family before it is built (a nested one to the class that the argument is
     annotated with), so a configuration cannot run arbitrary code.
@@ -50,18 +50,27 @@ def _construct(cls: type, node: Mapping[str, Any], group: str) -> Any:
             takes = ", ".join(accepted) or "none"
             raise InfluxError(f"{group}.{key}: {cls.__name__} has no such argument; it takes {takes}.{nearest(key, accepted)}")
     for key, value in arguments.items():
-        if isinstance(value, Mapping) and "_target_" in value:
+        if _is_node(value):
             found = _find(value, _annotated(cls, key, group), f"{group}.{key}")
             arguments[key] = _construct(found, value, f"{group}.{key}")
+        elif isinstance(value, list) and any(map(_is_node, value)):
+            family = _annotated(cls, key, group, inside=True)
+            arguments[key] = [_construct(_find(one, family, f"{group}.{key}"), one, f"{group}.{key}") for one in value]
     missing = [name for name, p in accepted.items() if p.default is p.empty and p.kind is not p.VAR_KEYWORD and name not in arguments]
     if missing:
         raise InfluxError(f"{group}: {cls.__name__} also needs {', '.join(missing)}.")
     return cls(**arguments)
 
 
-def _annotated(cls: type, argument: str, group: str) -> type:
-    """The class that an argument is annotated with."""
+def _is_node(value: Any) -> bool:
+    return isinstance(value, Mapping) and "_target_" in value
+
+
+def _annotated(cls: type, argument: str, group: str, inside: bool = False) -> type:
+    """The class that an argument is annotated with, or (`inside`) that its sequence is of."""
     hint = typing.get_type_hints(cls.__init__).get(argument)  # type: ignore[misc]
+    if inside:
+        hint = next(iter(typing.get_args(hint)), None)
     if not inspect.isclass(hint):
         raise InfluxError(f"{group}.{argument}: {cls.__name__} annotates it with no class, so no _target_ can be built for it.")
     return hint

@@ -63,15 +63,23 @@ class Removals:
 
 
 def ranked_rows(
-    selection: str, count: int, influence: Float[np.ndarray, "n_train n_test"], losses: Float[np.ndarray, " n_train"], seed: int
+    selection: str,
+    count: int,
+    influence: Float[np.ndarray, "n_train n_test"],
+    losses: Float[np.ndarray, " n_train"],
+    seed: int,
+    percentile: float = 100.0,
 ) -> Rows:
-    """`count` rows by "random", "top" (mean |influence| over the test examples, largest first), "loss" (highest first) or "stratified"
-    (evenly spaced ranks of the mean influence)."""
+    """`count` rows by "random", "top" (mean |influence| over the test examples, largest first), "percentile" (those whose rank by it is
+    nearest that percentile, 100 being the largest), "loss" (highest first) or "stratified" (evenly spaced ranks of the mean influence)."""
     n = len(influence)
     if selection == "random":
         return numpy_generator(seed, "removed examples").choice(n, count, replace=False)
     if selection == "stratified":
         return np.argsort(influence.mean(1), kind="stable")[np.linspace(0, n - 1, count).round().astype(int)]
+    if selection == "percentile":
+        away = np.abs(np.arange(n) - percentile / 100 * (n - 1))
+        return np.argsort(np.abs(influence).mean(1), kind="stable")[np.argsort(away, kind="stable")[:count]]
     rank = losses if selection == "loss" else np.abs(influence).mean(1)
     return np.argsort(-rank, kind="stable")[:count]
 

@@ -58,7 +58,9 @@ class Retraining:
             order anew).
         removed: truth=loo: how many examples are left out, one at a time, or "all".
         selection: truth=loo: "random", "top" (largest mean |estimate| over the test examples), "loss" (highest training loss),
-            "stratified" (evenly spaced ranks of the mean estimate) or "all"; truth=group: "random", "top", "loss" or "class".
+            "percentile" (mean |estimate| nearest `percentile`), "stratified" (evenly spaced ranks of the mean estimate) or "all";
+            truth=group: "random", "top", "loss" or "class".
+        percentile: selection=percentile: of the ranks by mean |estimate|, 0 the smallest and 100 the largest.
         index: truth=loo: explicit positions in the data set's own order, in any order, repeats counted once; overrides `removed` and
             `selection`.
         selection_seed: draws what is left out at random; null = the run's seed. A fixed one leaves the same out in runs of several seeds.
@@ -89,6 +91,7 @@ class Retraining:
     start: str = "scratch"
     removed: int | str = 50
     selection: str = "random"
+    percentile: float = 30.0
     index: list[int] | None = None
     selection_seed: int | None = None
     fraction: float = 0.5
@@ -205,7 +208,8 @@ class Retraining:
             return Removals.single(np.flatnonzero(np.isin(data.train_index, self.index)))
         if self.removed == "all" or self.selection == "all":
             return Removals.single(range(n))
-        return Removals.single(np.sort(removals.ranked_rows(self.selection, int(self.removed), influence, losses, seed)))
+        rows = removals.ranked_rows(self.selection, int(self.removed), influence, losses, seed, self.percentile)
+        return Removals.single(np.sort(rows))
 
     def _groups(
         self, experiment: Experiment, influence: Float[np.ndarray, "n_train n_test"], losses: Float[np.ndarray, " n_train"], seed: int
@@ -234,7 +238,7 @@ class Retraining:
         return [Shard(self.recipe, experiment, part, draw, base, plan.side_by_side) for draw, base in draws for part in parts]
 
     def _parts(self, experiment: Experiment, sets: Removals) -> list[Removals]:
-        return sets.batches(self.models_at_once or stack_size(experiment, self.recipe.response))
+        return sets.batches(self.models_at_once or stack_size(experiment, self.recipe.response, trainable=self.trainable))
 
     def plan(self, experiment: Experiment, base: Trained, sets: Removals, seed: int, store: Store) -> Plan:
         """How to train the shards, from a trial of one; kept in the store and used again."""
@@ -298,8 +302,11 @@ class Retraining:
         missed = [row["residual"] for row in truth.solves if not row["converged"]]
         if not missed:
             return
+        worst = max(missed)
         knob = "another retraining.solver" if self.response == "linear" else "a larger retraining.max_iterations, or dtype=float64"
+        if worst > 1 and self.response != "linear":
+            knob = "a larger retraining.proximity, or leaving out fewer: their objectives fall without end"
         warn_accuracy(
-            f"{len(missed)} of {len(truth.solves)} {self.response} responses were not solved for (largest relative residual "
-            f"{max(missed):.1e}; diagnostics.csv has each): what is left would look like the estimate's error. Try {knob}."
+            f"{len(missed)} of {len(truth.solves)} {self.response} responses were not solved for (largest relative residual {worst:.1e}; "
+            f"diagnostics.csv has each): what is left would look like the estimate's error. Try {knob}."
         )

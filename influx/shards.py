@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from influx import stacking
+from influx import frozen, stacking
 from influx.experiment import Experiment, Trained
 from influx.instantiate import describe
 from influx.removals import Removals
@@ -103,7 +103,9 @@ class Shard:
 
     def move(self) -> tuple[Task, Moved]:
         task = self.task()
-        return task, self.recipe.response.move(task, self.training)
+        small = frozen.narrowed(task)
+        moved = self.recipe.response.move(small, self.training)
+        return task, moved if small is task else replace(moved, params=frozen.widened(task, moved.params), buffers=task.buffers)
 
     def retrain(self) -> dict[str, Tensor]:
         """`values` [k + 1, n_test]: measurements of the stack's models, the first with nothing left out.
@@ -122,11 +124,15 @@ class Shard:
         return {name: value.cpu() for name, value in found.items()}
 
 
-def stack_size(experiment: Experiment, response: Response | None = None) -> int:
+def stack_size(experiment: Experiment, response: Response | None = None, *, trainable: str = "all") -> int:
     """How many models share a stack: a function of sizes alone. `response` null: of retrained ones."""
     module, inputs = experiment.module(0), experiment.data.train_inputs
     params = {name: value.detach() for name, value in module.named_parameters()}
     row = stacking.bytes_per_row(module, params, dict(module.named_buffers()), inputs)
+    layer = frozen.find(module, {**params, **dict(module.named_buffers())}, inputs) if trainable == "last_layer" else None
+    if layer is not None:  # the others are computed once, and held once
+        params = {name: params[name] for name in layer.names}
+        row = experiment.data.n_outputs * inputs.element_size()
     size = sum(value.numel() for value in params.values()) * inputs.element_size()
     if response is not None and response.vectors is not None:
         return int(np.clip(STACK_BYTES // (response.vectors * size), FEWEST, MOST_RESPONSES))

@@ -6,6 +6,7 @@ import time
 import warnings
 from dataclasses import replace
 
+from influx import frozen
 from influx.errors import AccuracyWarning
 from influx.experiment import Trained
 from influx.removals import Removals
@@ -33,10 +34,11 @@ def seconds_per_model(shard: Shard, base: Trained) -> float:
 
 def _of_training(shard: Shard, base: Trained) -> float:
     """From a short training."""
-    short, share = shard.training.trial(len(base.history), base.seconds, len(shard.part) + 1)
+    task = frozen.narrowed(shard.task())
+    moving = sum(value[0].numel() for value in task.params.values()) / sum(value.numel() for value in base.params.values())
+    short, share = shard.training.trial(len(base.history), moving * base.seconds, task.models)
     if share == 1.0:
-        shard = _first(shard, TRIAL_MODELS)
-    task = shard.task()
+        task = frozen.narrowed(_first(shard, TRIAL_MODELS).task())
     begun = time.perf_counter()
     with _unsaid():
         short.fit(task)

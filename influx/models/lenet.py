@@ -22,6 +22,9 @@ class LeNet(Model):
     def module(self, shape: Shape) -> nn.Module:
         # 1. Average pooling without trainable coefficients, full connection between feature maps, and a linear output layer
         #    instead of radial basis functions: the common modern form of the 1998 network.
+        # 2. The paper's third convolution, 120 maps of 5x5, sees maps of 5x5 and so is the first linear layer here, weight for weight, in
+        #    initialisation too; the fragility study of Epifano et al. 2023 writes it as a convolution. On 28x28 images that study's network
+        #    is this one (it pads the images, this the convolution); on 32x32 it pads nothing and this one does (6x6 maps, 576 to 120).
         channels = shape.require_images("lenet", smallest=14)
         height, width = ((side // 2 - 4) // 2 for side in shape.inputs[1:])
         act = ACTIVATIONS[self.activation]

@@ -18,6 +18,7 @@ from influx.errors import InfluxError, NumericalError
 from influx.estimators import Estimate, Estimator
 from influx.experiment import Trained
 from influx.instantiate import build
+from influx.pipelines import test_points
 from influx.pipelines.cost import forecast, said
 from influx.pipelines.exhibits import SHOWN_IMAGES, SHOWN_ROWS, gallery, top_table
 from influx.pipelines.session import Session
@@ -32,8 +33,9 @@ SOLVE_COLUMNS = ("iterations", "residual", "converged", "damping", "smallest_eig
 
 @dataclass(frozen=True)
 class Estimated:
-    """A trained model and an estimate on it, as arrays."""
+    """A trained model and an estimate on it, as arrays. `session` is on the test examples that were chosen."""
 
+    session: Session
     trained: Trained
     estimator: Estimator
     influence: Float[np.ndarray, "n_train n_test"]
@@ -49,8 +51,8 @@ def prepare(session: Session) -> Estimator:
         InfluxError: the method cannot take this model, this training or these sizes.
     """
     estimator = build(session.config["method"], Estimator, "method")
-    experiment, training = session.experiment, session.experiment.training
-    laboratory = session.laboratory
+    experiment = test_points.check(session)
+    training, laboratory = experiment.training, replace(session.laboratory, experiment=experiment)
     if estimator.needs_trajectory:
         laboratory.check_trajectory()
     cost = estimator.plan(experiment.untrained(session.seed, session.memory), laboratory)
@@ -66,8 +68,9 @@ def prepare(session: Session) -> Estimator:
 
 
 def estimate(session: Session, estimator: Estimator) -> Estimated:
-    folder, experiment = session.folder, session.experiment
     trained = train(session)
+    session = test_points.focused(session, trained)
+    folder, experiment = session.folder, session.experiment
     problem = experiment.problem(trained, session.seed, session.memory)
     laboratory = session.laboratory.after(trained)
     cost = estimator.plan(problem, laboratory)
@@ -87,8 +90,7 @@ def estimate(session: Session, estimator: Estimator) -> Estimated:
     whole_set = experiment.measurement.whole_set
     test_index = np.array([-1]) if whole_set else experiment.data.test_index
     folder.arrays("influence.npz", influence=influence, train_index=experiment.data.train_index, test_index=test_index)
-    with torch.no_grad():
-        losses = problem.losses(problem.theta, problem.train).cpu().numpy()
+    losses = test_points.losses(problem, problem.train)
     _write_top(session, influence, whole_set)
     if session.config["pictures"]:
         _draw_top(session, influence, whole_set)
@@ -98,7 +100,7 @@ def estimate(session: Session, estimator: Estimator) -> Estimated:
     log.info("the process's memory peaked at %s", memory.shown(folder.record["cost"]["peak_bytes"]))
     for name, value in made.facts.items():
         log.info("%s: %s", name.replace("_", " "), f"{value:.3g}" if isinstance(value, float) else value)
-    return Estimated(trained, estimator, influence, test_index, losses, made.solves)
+    return Estimated(session, trained, estimator, influence, test_index, losses, made.solves)
 
 
 def _checked(made: object, problem: Problem, name: str) -> Estimate:

@@ -21,7 +21,7 @@ from influx.objectives import CrossEntropy, Objective, SquaredError
 from influx.runfolder import RunFolder
 from influx.stacking import is_layered, mixes_rows
 from influx.store import Store
-from influx.training import Training
+from influx.training import Training, averaging
 
 log = logging.getLogger("influx")
 
@@ -94,7 +94,8 @@ def _check_targets(experiment: Experiment, chosen: str) -> None:
 
 
 def _check_batches(experiment: Experiment, module: torch.nn.Module) -> None:
-    """A batch of one row has no variance to normalise by; say so now, not in the middle of training."""
+    """What training refuses of batch normalisation, a batch of one row or mean weights, is said now and not in the middle of it."""
+    averaging.check(getattr(experiment.training, "average_from", None), module)
     rows, size = experiment.data.n_train, getattr(experiment.training, "batch_size", None)
     if mixes_rows(module) and size is not None and rows % size == 1:
         raise InfluxError(

@@ -33,6 +33,7 @@ from influx.training import Task, Training
 from influx.training.backprop import Backprop, backprop
 from influx.training.second_order import Flat
 
+FAR = 10.0  # times the longest that a first-order response can be: an objective that falls on beyond has no minimum near θ_s
 DENSE = 4000  # parameters up to which G + (λ + p) I is factorised; beyond, it is approximated layer by layer
 
 
@@ -83,8 +84,9 @@ class Near(Smooth):
             for part in self._blocks(len(term.rows)):
                 rows, w = term.rows[part], weights[:, part]
                 outputs, found = way.gradients(params, buffers, Examples(self.task.examples.inputs[rows], rows), w)
-                value += (term.loss.loss(outputs, rows) * w).sum(1)
-                size += (term.loss.sizes(outputs, rows) * w.abs()).sum(1)
+                losses, sizes = term.loss.sized(outputs, rows)
+                value += (losses * w).sum(1)
+                size += (sizes * w.abs()).sum(1)
                 gradient += torch.cat([piece.flatten(1) for piece in found.values()], dim=1)
         return Evaluated(value, gradient, rounding(size))
 
@@ -132,7 +134,8 @@ class Anchored(Response):
         if bool(moves.any()):
             inverse = preconditioner(problem, self.proximity)
             some = near.only(moves)
-            made = minimise(some, some.start, inverse, self.tolerance * scale[moves], self.max_iterations)
+            reach = FAR / near.weight  # gradient over the least curvature: an upper bound of the first-order response
+            made = minimise(some, some.start, inverse, self.tolerance * scale[moves], self.max_iterations, strict=True, reach=reach)
             found.theta[moves], found.gradient_norm[moves], found.iterations[moves] = made.theta, made.gradient_norm, made.iterations
         residual = found.gradient_norm / scale
         account = Account(found.iterations, residual, residual <= self.tolerance)

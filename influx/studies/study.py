@@ -6,16 +6,21 @@ A YAML file in `conf/study/` says all of it (a user's own in any `--config-dir`)
     settings                 settings of every job, as typed on the command line
     arms                     name -> {label, settings, grid, together}: kinds of job that the study compares
     grid                     axis -> levels; a level is a value of the setting that the axis names, or a name with settings of its own
-    scales                   quick and paper -> {seeds, takes, cuts, settings, grid, skip}
+    scales                   quick and paper -> {seeds, takes, cuts, settings, grid, skip, arms}; arms: name -> the arm's grid at this scale
     compare                  name -> comparison of arms with one another (`influx.studies.comparisons`)
     claims                   list (`influx.studies.claims`)
     figure                   one of `influx.report.figures`
 
 Later settings win: the study's, the scale's, the arm's, the grid point's. A grid is replaced axis by axis: the study's by the scale's, then
+<<<<<<< HEAD
 by the arm's; an arm may name levels of an axis instead of repeating their settings. `{seed}` in a setting is the job's seed.
 
 An arm has a job for each seed. With `together: true` it has one for all of them, whose truth holds a column a seed (retraining.seeds): much
 less work where only the truth is wanted. Its correlations would be of one seed's estimate with the mean truth: only comparisons read it.
+=======
+by the arm's, then by the arm's at that scale; an arm may name levels of an axis instead of repeating their settings. `{seed}` in a setting
+is the job's seed.
+>>>>>>> iris
 """
 
 from __future__ import annotations
@@ -33,8 +38,13 @@ from influx.studies.comparisons import Comparison
 
 SCALES = ("quick", "paper")
 KEYS = ("title", "papers", "shows", "settings", "arms", "grid", "scales", "compare", "claims", "figure")
+<<<<<<< HEAD
 ARM_KEYS = ("label", "settings", "grid", "together")
 SCALE_KEYS = ("seeds", "takes", "cuts", "settings", "grid", "skip")
+=======
+ARM_KEYS = ("label", "settings", "grid")
+SCALE_KEYS = ("seeds", "takes", "cuts", "settings", "grid", "skip", "arms")
+>>>>>>> iris
 
 Grid = Mapping[str, Any]  # axis -> list of values, or name -> settings
 
@@ -61,6 +71,7 @@ class Scale:
     settings: tuple[str, ...] = ()
     grid: Grid = field(default_factory=dict)
     skip: tuple[str, ...] = ()
+    arms: Mapping[str, Grid] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -124,6 +135,8 @@ class Study:
         return made
 
     def _check_names(self) -> None:
+        for scale in self.scales.values():
+            self._check_arms(f"scales.{scale.name}.arms", tuple(scale.arms), self.arms)
         for name, comparison in self.compare.items():
             if name in self.arms:
                 raise InfluxError(f"study {self.name}: '{name}' is both an arm and a comparison; give one of them another name.")
@@ -156,7 +169,7 @@ class Study:
         return made
 
     def _points(self, arm: Arm, scale: Scale) -> list[tuple[dict[str, Any], tuple[str, ...]]]:
-        axes = {**self.grid, **scale.grid, **arm.grid}
+        axes = {**self.grid, **scale.grid, **arm.grid, **scale.arms.get(arm.name, {})}
         levels = [self._levels(axis, chosen, scale) for axis, chosen in axes.items()]
         return [
             ({axis: level for axis, (level, _) in zip(axes, combination, strict=True)}, tuple(w for _, words in combination for w in words))
@@ -187,7 +200,7 @@ def _arm(about: str, name: str, node: Mapping[str, Any]) -> Arm:
 def _scale(about: str, name: str, node: Mapping[str, Any]) -> Scale:
     _check_keys(f"{about}.scales.{name}", node, SCALE_KEYS, needed=("seeds", "takes", "cuts"))
     settings, skip = tuple(node.get("settings") or ()), tuple(node.get("skip") or ())
-    return Scale(name, node["seeds"], node["takes"], node["cuts"], settings, node.get("grid") or {}, skip)
+    return Scale(name, node["seeds"], node["takes"], node["cuts"], settings, node.get("grid") or {}, skip, node.get("arms") or {})
 
 
 def _check_keys(where: str, node: Mapping[str, Any], known: Sequence[str], needed: Sequence[str]) -> None:

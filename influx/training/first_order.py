@@ -27,6 +27,8 @@ from influx.problem import Examples
 from influx.progress import progress
 from influx.seeding import isolated, torch_generator
 from influx.stacking import Stack
+from influx.training import averaging
+from influx.training.averaging import RunningMean
 from influx.training.backprop import Backprop
 from influx.training.base import Fit, Task, Training, summarise
 from influx.trajectory import Descent, Snapshot, Step
@@ -62,6 +64,8 @@ class FirstOrder(Training):
         batch_size: rows a step, reshuffled each epoch by the seed; null takes all rows in order.
         weight_decay: λ.
         schedule: "constant", "linear" or "cosine" to zero over all steps, or "step" (x 0.1 at 1/2 and at 3/4 of them).
+        average_from: share of the epochs after which the ends of epochs are averaged (`influx.training.averaging`): the trained parameters
+            are their mean; null: the last ones.
     """
 
     lr: float = 0.05
@@ -69,6 +73,7 @@ class FirstOrder(Training):
     batch_size: int | None = 64
     weight_decay: float = 1e-3
     schedule: str = "constant"
+    average_from: float | None = None
 
     def __post_init__(self) -> None:
         rules.check_fields("training", self)
@@ -89,7 +94,7 @@ class FirstOrder(Training):
         history: list[dict[str, float]] = []
         snapshots: list[Snapshot] = []
         done = 0
-        epochs = self._epochs(task)
+        epochs, average = self._epochs(task), RunningMean(self.average_from, self.epochs)
         with isolated(task.seed, "stochastic layers"):
             for epoch in progress(range(1, self.epochs + 1), "training, epochs"):
                 for batch, weights, _ in next(epochs):
@@ -97,9 +102,12 @@ class FirstOrder(Training):
                         snapshots.append(_snapshot(done, params, update).kept())
                     update.step(list(way.gradients(params, buffers, batch, weights)[1].values()), rates[done])
                     done += 1
+                average.add(epoch, params, task.trainable)
                 if epoch % every and epoch != self.epochs:
                     continue
                 self._check_finite(params, epoch)
+                if epoch == self.epochs:
+                    params |= average.mean
                 if task.models == 1:
                     history.append({"epoch": epoch, **summarise(task, params, buffers, self.weight_decay)[0]})
         params = {name: value.detach() for name, value in params.items()}
@@ -138,7 +146,7 @@ class FirstOrder(Training):
     def marks(self, n: int, count: int) -> tuple[int, ...]:
         """The steps before which `count` − 1 snapshots are kept: ends of epochs, evenly spaced; the trained model is the last."""
         per_epoch = self._steps_per_epoch(n)
-        count = min(count, self.epochs)
+        count = min(count, self.epochs) if self.average_from is None else 1  # a mean is the end of no step
         return tuple(per_epoch * round(self.epochs * c / count) for c in range(1, count))
 
     def rates(self, n: int) -> tuple[float, ...]:
@@ -149,6 +157,8 @@ class FirstOrder(Training):
 
     def _begin(self, task: Task) -> tuple[Stack, Stack, Update, Backprop]:
         module = copy.deepcopy(task.module).train(mode=task.all_trainable)  # frozen features stay as they are used: in evaluation mode
+        if task.all_trainable:
+            averaging.check(self.average_from, module)
         params, buffers = _start(task)
         return params, buffers, self.rule([params[name] for name in task.trainable]), task.backprop(module)
 
@@ -161,7 +171,8 @@ class FirstOrder(Training):
         return replace(self, epochs=few), few / self.epochs
 
     def memory(self, params: int, row: int, n: int) -> int:
-        return 4 * params + 4 * min(n, self.batch_size or n) * row  # parameters, gradients, two moments; outputs, and gradients of them
+        copies = 4 if self.average_from is None else 5  # parameters, gradients, two moments; their mean
+        return copies * params + 4 * min(n, self.batch_size or n) * row  # outputs, and gradients of them
 
     def _steps_per_epoch(self, n: int) -> int:
         return 1 if self.batch_size is None else math.ceil(n / self.batch_size)

@@ -1,0 +1,67 @@
+"""Which test examples are looked at: all of them, or the one that the trained model finds hardest, easiest, or of median difficulty.
+
+Studies of fragility report one test point a run, chosen by its loss under the trained model (Basu et al. 2021; Epifano et al. 2023). From
+there on the run has no other: estimate, choice of what is removed, truth and every file are about that one.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+
+import numpy as np
+import torch
+from jaxtyping import Float
+
+from influx import stacking
+from influx.errors import InfluxError
+from influx.experiment import Experiment, Trained
+from influx.pipelines.session import Session
+from influx.problem import Examples, Problem
+
+log = logging.getLogger("influx")
+
+
+def check(session: Session) -> Experiment:
+    """The experiment in the sizes that it will have once a test point is chosen.
+
+    Raises:
+        InfluxError: one test point is asked for, and a measurement of the whole test set.
+    """
+    which, experiment = session.config["test_points"], session.experiment
+    if which == "all":
+        return experiment
+    if experiment.measurement.whole_set:
+        raise InfluxError(
+            f"test_points={which} keeps one test example, and measurement={session.choices['measurement']} is of the whole test set: "
+            "use measurement=loss, or test_points=all."
+        )
+    return experiment.on_tests(np.array([0]))
+
+
+def focused(session: Session, trained: Trained) -> Session:
+    """The session on the test point that `test_points` names; said in the log and in run.json."""
+    which, experiment = session.config["test_points"], session.experiment
+    if which == "all":
+        return session
+    values = losses(experiment.problem(trained, session.seed), experiment.test_examples)
+    row = ranked(values, which)
+    index, loss = int(experiment.data.test_index[row]), float(values[row])
+    session.folder.record["test_point"] = {"which": which, "index": index, "loss": loss}
+    log.info("test point: %d, of the %s loss among %d (%.4g)", index, which, len(values), loss)
+    return replace(session, experiment=experiment.on_tests(np.array([row])))
+
+
+def ranked(values: Float[np.ndarray, " n"], which: str) -> int:
+    """The row of the "highest", "median" (of an even number the lower of the two) or "lowest" value; of equal ones the first."""
+    if which == "highest":
+        return int(np.argmax(values))
+    wanted = np.sort(values)[(len(values) - 1) // 2 if which == "median" else 0]
+    return int(np.argmax(values == wanted))
+
+
+def losses(problem: Problem, examples: Examples) -> Float[np.ndarray, " n"]:
+    """The training objective's loss of each example, as the model stands."""
+    with torch.no_grad():
+        parts = [problem.losses(problem.theta, examples.take(rows)) for rows in stacking.blocks(len(examples), 4 * problem.bytes_per_row)]
+    return torch.cat(parts).cpu().numpy()
