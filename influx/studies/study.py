@@ -12,15 +12,11 @@ A YAML file in `conf/study/` says all of it (a user's own in any `--config-dir`)
     figure                   one of `influx.report.figures`
 
 Later settings win: the study's, the scale's, the arm's, the grid point's. A grid is replaced axis by axis: the study's by the scale's, then
-<<<<<<< HEAD
-by the arm's; an arm may name levels of an axis instead of repeating their settings. `{seed}` in a setting is the job's seed.
+by the arm's, then by the arm's at that scale; an arm may name levels of an axis instead of repeating their settings. `{seed}` in a setting
+is the job's seed.
 
 An arm has a job for each seed. With `together: true` it has one for all of them, whose truth holds a column a seed (retraining.seeds): much
 less work where only the truth is wanted. Its correlations would be of one seed's estimate with the mean truth: only comparisons read it.
-=======
-by the arm's, then by the arm's at that scale; an arm may name levels of an axis instead of repeating their settings. `{seed}` in a setting
-is the job's seed.
->>>>>>> iris
 """
 
 from __future__ import annotations
@@ -38,13 +34,8 @@ from influx.studies.comparisons import Comparison
 
 SCALES = ("quick", "paper")
 KEYS = ("title", "papers", "shows", "settings", "arms", "grid", "scales", "compare", "claims", "figure")
-<<<<<<< HEAD
 ARM_KEYS = ("label", "settings", "grid", "together")
-SCALE_KEYS = ("seeds", "takes", "cuts", "settings", "grid", "skip")
-=======
-ARM_KEYS = ("label", "settings", "grid")
 SCALE_KEYS = ("seeds", "takes", "cuts", "settings", "grid", "skip", "arms")
->>>>>>> iris
 
 Grid = Mapping[str, Any]  # axis -> list of values, or name -> settings
 

@@ -86,9 +86,9 @@ class Chain(Figure):
             ax.hlines(at, part["low"], part["high"], color=colour, linewidth=1)
             ax.plot(part["mean"], at, marker, color=colour, markersize=4, label=label)
         part = table[table["arm"] == self.ceiling].set_index(self.axis).reindex(here)
-        at = np.arange(len(here))
-        ax.vlines(part["mean"], at - 0.42, at + 0.42, color=GREY, linestyle=(0, (2, 1)), label="cold start, seed with seed")
-        for edge in at[:-1] + 0.5:
+        middle = np.arange(len(here))
+        ax.vlines(part["mean"], middle - 0.42, middle + 0.42, color=GREY, linestyle=(0, (2, 1)), label="cold start, seed with seed")
+        for edge in middle[:-1] + 0.5:
             ax.axhline(edge, color="#dddddd", linewidth=0.6)
         ax.axvline(0, color=GREY, linewidth=0.6)
         ax.set_xlabel(f"{self.statistic.capitalize()} of the influence function with")
