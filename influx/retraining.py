@@ -303,7 +303,7 @@ class Retraining:
         if not missed:
             return
         worst = max(missed)
-        knob = "another retraining.solver" if self.response == "linear" else "a larger retraining.max_iterations, or dtype=float64"
+        knob = "another retraining.solver" if self.response == "linear" else "a larger retraining.max_iterations or dtype=float64 (neither helps at a kink of relu or selu)"
         if worst > 1 and self.response != "linear":
             knob = "a larger retraining.proximity, or leaving out fewer: their objectives fall without end"
         warn_accuracy(

@@ -26,7 +26,8 @@ from influx.workers import in_parallel
 
 STACK_BYTES = 12 * 2**20  # aim for what one stack keeps busy: parameters, the optimiser's memory, one batch's layer outputs
 FEWEST = 8  # models in a stack when the size is chosen
-MOST_RESPONSES = 512  # of those that are solved for and not trained
+RESPONSE_BYTES = 64 * 2**20  # the same where models are solved for: what they share, a factorisation, is worth a larger stack
+MOST_RESPONSES = 512
 KIND = "retrained"  # the store's word for a stack's measurements
 
 
@@ -138,7 +139,7 @@ def stack_size(experiment: Experiment, response: Response | None = None, *, trai
         row = experiment.data.n_outputs * inputs.element_size()
     size = sum(value.numel() for value in params.values()) * inputs.element_size()
     if response is not None and response.vectors is not None:
-        return int(np.clip(STACK_BYTES // (response.vectors * size), FEWEST, MOST_RESPONSES))
+        return int(np.clip(RESPONSE_BYTES // (response.vectors * size), FEWEST, MOST_RESPONSES))
     return int(np.clip(STACK_BYTES // experiment.training.memory(size, row, len(inputs)), FEWEST, experiment.training.most_at_once))
 
 

@@ -12,6 +12,7 @@ every term is itself small, and none is a difference of losses of size one.
 
 from __future__ import annotations
 
+import time
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -132,8 +133,9 @@ class Anchored(Response):
         near = self.objective(task, anchor, problem.weight_decay)
         scale, moves = self._scale(problem, taken_away(task).norm(dim=1))
         found = Minimum(near.start.clone(), torch.zeros_like(scale), torch.zeros(task.models, dtype=torch.int64, device=scale.device))
+        begun = ready = time.perf_counter()
         if bool(moves.any()):
-            inverse = preconditioner(problem, self.proximity)
+            inverse, ready = preconditioner(problem, self.proximity), time.perf_counter()
             some = near.only(moves)
             reach = FAR / near.weight  # gradient over the least curvature: an upper bound of the first-order response
             made = minimise(some, some.start, inverse, self.tolerance * scale[moves], self.max_iterations, strict=True, reach=reach)
@@ -142,7 +144,7 @@ class Anchored(Response):
         account = Account(found.iterations, residual, residual <= self.tolerance)
         params = near.flat.params(found.theta)
         facts = {"label_dependence": anchor.label_dependence(train_outputs(task, params))} if self.anchored else {}
-        return Moved(params, task.buffers, account, facts)
+        return Moved(params, task.buffers, account, facts, ready - begun)
 
     def _scale(self, problem: Problem, taken: Float[Tensor, " k"]) -> tuple[Float[Tensor, " k"], Tensor]:
         """What gradient norms are relative to, and which models move at all: an anchored one with nothing taken away stays where it is.

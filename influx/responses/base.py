@@ -39,12 +39,14 @@ class Account:
 
 @dataclass(frozen=True)
 class Moved:
-    """K models, the account of what was solved for them (None: a training), and facts about the stack."""
+    """K models, the account of what was solved for them (None: a training), facts about the stack, and the seconds that went into what its
+    models share."""
 
     params: Stack
     buffers: Stack
     account: Account | None = None
     facts: dict[str, float] = field(default_factory=dict)
+    shared_seconds: float = 0.0
 
 
 class Response(ABC):
