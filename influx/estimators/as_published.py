@@ -60,7 +60,7 @@ class AsPublished(Estimator):
         weight_decay: "left_out" of C, or "inside" it as λI.
         damping: δ ≥ 0, added to C's diagonal.
         inverse: "dense" (C inverted, as released), "solve" (its equations solved: the same but for rounding, and an inverse is
-            all rounding along C's zero eigenvalues), "lissa" (below), or "lissa_summed" (the sum of its iterates h_1 ... h_T, not the last).
+            all rounding along C's zero eigenvalues), "lissa" (below), or "lissa_summed" (the sum of h_1 ... h_T, not the last).
         depth: T, most steps of lissa.
         scale: σ of lissa.
         shrink: d of lissa, `h_0 = v; h_t = v + (1 − d) h_{t−1} − C h_{t−1}/σ`, answer h_T/σ: its fixed point is (C + dσ I)⁻¹ v, so that d
