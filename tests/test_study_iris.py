@@ -27,7 +27,7 @@ from influx.studies.switches import Switches, parse, shares, subsets, write
 
 CONF = Path(__file__).parents[1] / "conf"
 NAMES = ("fragility_iris_depth", "fragility_iris_width", "fragility_causes")
-ORDER = ["float64", "weight decay", "bias", "retraining"]
+ORDER = ["float64", "solved", "weight decay", "bias", "retraining"]
 NETWORKS = ["depth 1, width 5", "depth 8, width 5", "depth 1, width 50"]
 EXACT = 1e-12  # sums of a few numbers below 1 in float64
 
@@ -92,14 +92,14 @@ def test_only_jobs_about_the_same_examples_can_be_crossed(tmp_path: Path) -> Non
 
 
 def test_shares_of_an_additive_loss_are_its_terms() -> None:
-    worth = dict(zip(ORDER, (0.3, 0.2, -0.1, 0.5), strict=True))
+    worth = dict(zip(ORDER, (0.3, 0.2, -0.1, 0.4, 0.1), strict=True))
     found = shares(ORDER, {mended: 0.05 + sum(worth[name] for name in mended) for mended in subsets(ORDER)})
     assert found == pytest.approx(worth, abs=EXACT)
 
 
 def test_shares_of_what_needs_two_switches_are_halves() -> None:
     found = shares(ORDER, {mended: 0.8 * ({"bias", "retraining"} <= mended) for mended in subsets(ORDER)})
-    assert found == pytest.approx({"float64": 0, "weight decay": 0, "bias": 0.4, "retraining": 0.4}, abs=EXACT)
+    assert found == pytest.approx({"float64": 0, "solved": 0, "weight decay": 0, "bias": 0.4, "retraining": 0.4}, abs=EXACT)
 
 
 def test_shares_are_the_mean_over_all_orders() -> None:
@@ -266,7 +266,7 @@ GOOD: dict[str, tuple[float, dict[tuple[Any, ...], float]]] = {
     "fragility_iris_width": (0.5, {("matched", None, None): 0.99, ("published", 50, None): 0.0}),
     "fragility_causes": (
         0.5,
-        {("convex", None, None): 0.99, ("causes", None, "mended: float64 + weight decay + bias + retraining"): 0.99}
+        {("convex", None, None): 0.99, ("causes", None, f"mended: {' + '.join(ORDER)}"): 0.99}
         | {("causes", NETWORKS[2], "share: weight decay"): 0.6, ("causes", None, "first: float64"): 0.0}
         | {("causes", None, "last: bias dropped"): 0.0},
     ),
@@ -316,17 +316,17 @@ def test_the_waterfall_stands_where_the_correlations_are() -> None:
     """Bars begin where the switches before end, and the last one ends at the matched correlation."""
     figure = study("fragility_causes").figure
     assert isinstance(figure, Waterfall)
-    stages = ("none", "float64", "float64 + weight decay", "float64 + weight decay + bias")
-    levels = dict(zip(stages, (0.1, 0.15, 0.7, 0.65), strict=True))
+    stages = ["none", *(" + ".join(ORDER[:k]) for k in range(1, 5))]
+    levels = dict(zip(stages, (0.1, 0.15, 0.2, 0.7, 0.65), strict=True))
     changes: dict[tuple[Any, ...], float] = {("causes", None, f"mended: {said}"): value for said, value in levels.items()}
-    changes[("causes", None, "mended: float64 + weight decay + bias + retraining")] = 0.98
+    changes[("causes", None, f"mended: {' + '.join(ORDER)}")] = 0.98
     results = fabricated("fragility_causes", 0.0, changes)
     with style():
         drawn = figure.draw(over_seeds(results), results, {})
     upper = drawn.axes[0]
     spans = sorted((bar.get_y(), *sorted((bar.get_x(), bar.get_x() + bar.get_width()))) for bar in upper.patches)
     assert [span[1:] for span in spans] == [
-        pytest.approx(pair) for pair in ((0, 0.1), (0.1, 0.15), (0.15, 0.7), (0.65, 0.7), (0.65, 0.98), (0, 0.98))
+        pytest.approx(pair) for pair in ((0, 0.1), (0.1, 0.15), (0.15, 0.2), (0.2, 0.7), (0.65, 0.7), (0.65, 0.98), (0, 0.98))
     ]
     assert [ax.get_title(loc="left") for ax in drawn.axes[:3]] == NETWORKS
     said = {text.get_text() for ax in drawn.axes for text in ax.texts}
