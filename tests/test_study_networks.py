@@ -232,7 +232,8 @@ def test_the_figure_draws_whatever_cases_there_are(name: str, tmp_path: Path) ->
 
 def test_strips_show_every_seed_its_mean_and_interval_and_chance_as_a_band(tmp_path: Path) -> None:
     held = {
-        ("a", "spearman"): (0.1, 0.2, 0.6), ("b", "spearman"): (0.8, 0.9, 0.95), ("null", "null_low"): (-0.3,), ("null", "null_high"): (0.2,),
+        ("a", "spearman"): (0.1, 0.2, 0.6), ("b", "spearman"): (0.8, 0.9, 0.95),
+        ("null", "null_low"): (-0.3,), ("null", "null_high"): (0.2,),
     }  # fmt: skip
     rows = [
         {"arm": arm, "case": "one", "seed": s, "statistic": statistic, "value": value}

@@ -29,8 +29,8 @@ class Strips(Figure):
 
     Args:
         axis: the grid axis that the levels are of.
-        panels: what to draw, each a mapping: `title`; `levels`, level -> what its tick says (those without results are left out); and, where
-            they differ from the figure's, `arms`, `statistic`, `label` (of the vertical axis), `log` (true for a logarithmic one).
+        panels: what to draw, each a mapping: `title`; `levels`, level -> what its tick says (those without results are left out); and,
+            where they differ from the figure's, `arms`, `statistic`, `label` (of the vertical axis), `log` (true for a logarithmic one).
         arms: which arms and comparisons to draw, in this order.
         title: of the figure.
         statistic: of the results.
