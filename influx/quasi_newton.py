@@ -6,6 +6,7 @@ in for the usual multiple of the identity that the iteration starts from: a few 
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable
@@ -20,6 +21,8 @@ from influx.errors import NumericalError
 
 MEMORY = 10  # pairs of the history
 BACKTRACKS = 30
+NEGLIGIBLE = 1e-9  # share of the fall so far that is none: at the kinks of relu and selu networks gradients have no zero to go to
+OVERSHOOT = 0.8  # 1 − 2δ with δ = 0.1
 STALLED = 8  # iterations without a smaller objective or gradient: the number type's limit
 
 Solve = Callable[[Float[Tensor, "k p"]], Float[Tensor, "k p"]]
@@ -65,11 +68,16 @@ def minimise(
     tolerance: float | Float[Tensor, " k"],
     iterations: int,
     watch: Callable[[Tensor], None] | None = None,
+    strict: bool = False,
+    reach: float = math.inf,
 ) -> Minimum:
     """Go down from `theta` until each gradient norm is at most its `tolerance`; what is done leaves the batch.
 
     `inverse` applies the first inverse Hessian of the iteration (null: the usual scalar one); `watch` sees the points after each
-    iteration. A function that no longer falls, nor its gradient, is left where it is: its norm says so.
+    iteration. A function that no longer falls, nor its gradient, is left where it is: its norm says so. That is at a gradient of about the
+    root of the rounding, as values tell steps apart no further; `strict` also asks each step's slope, and goes on to the rounding itself
+    (or to a kink).
+    One that is more than `reach` times its first gradient away from its start has no minimum there, and is left as well.
 
     Cost: one or two evaluations an iteration. Memory: 2 x MEMORY + 5 vectors of P numbers a function.
 
@@ -83,17 +91,21 @@ def minimise(
     now = objective.evaluate(point, active)
     history: deque[tuple[Tensor, Tensor]] = deque(maxlen=MEMORY)
     best, stalled = now.gradient.norm(dim=1), torch.zeros(len(theta), device=theta.device)
+    begun, near, first = theta.clone(), reach * best, now.value
     for _ in range(iterations):
         going = ~(now.gradient.norm(dim=1) <= limit[active]) & (stalled < STALLED)  # NaN goes on, to the line search's refusal
+        if reach < math.inf:
+            going &= (point - begun[active]).norm(dim=1) <= near[active]
         if not bool(going.all()):
             theta[active], norms[active] = point, now.gradient.norm(dim=1)
             if not bool(going.any()):
                 break
             active, point, best, stalled, now = active[going], point[going], best[going], stalled[going], now.take(going)
             history = deque(((s[going], y[going]) for s, y in history), maxlen=MEMORY)
-        moved, then = _line_search(objective, active, point, now, _direction(now.gradient, history, inverse))
+        moved, then = _line_search(objective, active, point, now, _direction(now.gradient, history, inverse), strict)
         history.append((moved - point, then.gradient - now.gradient))
-        size, fell = then.gradient.norm(dim=1), now.value - then.value > now.rounding
+        noise = torch.maximum(now.rounding, NEGLIGIBLE * (first[active] - now.value)) if strict else now.rounding
+        size, fell = then.gradient.norm(dim=1), now.value - then.value > noise
         point, now = moved, then
         stalled = torch.where(fell | (size < 0.9 * best), 0.0, stalled + 1)  # a network's gradient may grow while its objective falls
         best = torch.minimum(best, size)
@@ -133,9 +145,16 @@ def _scaled(q: Float[Tensor, "k p"], history: deque[tuple[Tensor, Tensor]]) -> F
 
 
 def _line_search(
-    objective: Smooth, active: Int[Tensor, " k"], point: Float[Tensor, "k p"], now: Evaluated, direction: Float[Tensor, "k p"]
+    objective: Smooth,
+    active: Int[Tensor, " k"],
+    point: Float[Tensor, "k p"],
+    now: Evaluated,
+    direction: Float[Tensor, "k p"],
+    strict: bool,
 ) -> tuple[Float[Tensor, "k p"], Evaluated]:
-    """Halve each step until its function falls enough; a rise within rounding error counts as none.
+    """Halve each step until its function falls enough; a rise within rounding error counts as none. Where values say nothing any more a
+    step may be far too long: `strict` halves it until it ends no steeper uphill than OVERSHOOT times its beginning downhill (the
+    approximate Wolfe condition of Hager & Zhang 2005, section 3).
 
     Raises:
         NumericalError: an objective is not finite at the current point.
@@ -150,6 +169,8 @@ def _line_search(
         trial = point[waiting] + size[waiting, None] * direction[waiting]
         tried = objective.evaluate(trial, active[waiting])
         fine = tried.value <= now.value[waiting] + 1e-4 * size[waiting] * slope[waiting] + now.rounding[waiting]
+        if strict:
+            fine &= (tried.gradient * direction[waiting]).sum(1) <= OVERSHOOT * slope[waiting].abs()
         rows = waiting.nonzero().squeeze(1)[fine]
         moved[rows] = trial[fine]
         for part, new in zip(then, tried, strict=True):

@@ -63,6 +63,7 @@ class Retraining:
         percentile: selection=percentile: of the ranks by mean |estimate|, 0 the smallest and 100 the largest.
         index: truth=loo: explicit positions in the data set's own order, in any order, repeats counted once; overrides `removed` and
             `selection`.
+        selection_seed: draws what is left out at random; null = the run's seed. A fixed one leaves the same out in runs of several seeds.
         fraction: truth=subset: share of the training examples that each random subset keeps.
         subsets: truth=subset: how many.
         groups: truth=group: how many groups are left out, one group at a time.
@@ -92,6 +93,7 @@ class Retraining:
     selection: str = "random"
     percentile: float = 30.0
     index: list[int] | None = None
+    selection_seed: int | None = None
     fraction: float = 0.5
     subsets: int = 100
     groups: int = 20
@@ -197,6 +199,7 @@ class Retraining:
             InfluxError: there are too few examples for them, or the truth has no such selection.
         """
         data, n = experiment.data, experiment.data.n_train
+        seed = seed if self.selection_seed is None else self.selection_seed
         if truth == "subset":
             return removals.subsets(n, self.fraction, self.subsets, seed)
         if truth == "group":
@@ -224,7 +227,7 @@ class Retraining:
 
     @property
     def recipe(self) -> Recipe:
-        response = choice.choose(self.response, self.proximity, self.tolerance, self.max_iterations, self.solver)
+        response = choice.choose(self.response, self.proximity, self.tolerance, self.max_iterations, self.strength, self.solver)
         epochs = self.epochs if self.response == RETRAIN else None
         return Recipe(response.begins or self.start, self.trainable, epochs, self.divisor, float(self.strength), response, self.keep)
 
@@ -299,8 +302,11 @@ class Retraining:
         missed = [row["residual"] for row in truth.solves if not row["converged"]]
         if not missed:
             return
+        worst = max(missed)
         knob = "another retraining.solver" if self.response == "linear" else "a larger retraining.max_iterations, or dtype=float64"
+        if worst > 1 and self.response != "linear":
+            knob = "a larger retraining.proximity, or leaving out fewer: their objectives fall without end"
         warn_accuracy(
-            f"{len(missed)} of {len(truth.solves)} {self.response} responses were not solved for (largest relative residual "
-            f"{max(missed):.1e}; diagnostics.csv has each): what is left would look like the estimate's error. Try {knob}."
+            f"{len(missed)} of {len(truth.solves)} {self.response} responses were not solved for (largest relative residual {worst:.1e}; "
+            f"diagnostics.csv has each): what is left would look like the estimate's error. Try {knob}."
         )

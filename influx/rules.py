@@ -202,6 +202,7 @@ RULES: dict[str, Rule] = {
     "retraining.percentile": number(at_least=0, at_most=100),
     "retraining.index": INDEX,
     "retraining.fraction": number(above=0, below=1),
+    "retraining.selection_seed": whole(0).or_null(),
     "retraining.subsets": whole(1),
     "retraining.groups": whole(1),
     "retraining.group_size": whole(1).or_null(),

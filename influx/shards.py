@@ -104,8 +104,11 @@ class Shard:
     def move(self) -> tuple[Task, Moved]:
         task = self.task()
         small = frozen.narrowed(task)
-        moved = self.recipe.response.move(small, self.training)
-        return task, moved if small is task else replace(moved, params=frozen.widened(task, moved.params), buffers=task.buffers)
+        if small is task:
+            problem = replace(self.experiment.problem(self.base, self.draw.init), selected=task.trainable)
+            return task, self.recipe.response.move(task, self.training, problem)
+        moved = self.recipe.response.move(small, self.training, frozen.output_problem(self.experiment.problem(self.base, self.draw.init)))
+        return task, replace(moved, params=frozen.widened(task, moved.params), buffers=task.buffers)
 
     def retrain(self) -> dict[str, Tensor]:
         """`values` [k + 1, n_test]: measurements of the stack's models, the first with nothing left out.

@@ -74,6 +74,15 @@ def test_random_is_a_function_of_the_seed():
     assert len({tuple(rows_of(seed=seed, removed=4, selection="random")) for seed in range(10)}) > 5
 
 
+@pytest.mark.parametrize(
+    ("truth", "count"), [("loo", {"removed": 4}), ("subset", {"subsets": 3}), ("group", {"groups": 3, "group_size": 2})]
+)
+def test_a_fixed_selection_seed_leaves_the_same_out_whatever_the_runs_seed(truth: str, count: dict[str, int]) -> None:
+    drawn = [chosen(truth, seed=seed, selection_seed=5, **count) for seed in range(5)]
+    assert all(each == drawn[0] for each in drawn)
+    assert drawn[0] == chosen(truth, seed=5, **count)  # the same draw as a run of that seed
+
+
 def test_random_is_uniform():
     drawn = [ranked_rows("random", 2, INFLUENCE, LOSSES, seed) for seed in range(400)]
     counts = np.bincount(np.concatenate(drawn), minlength=8)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import math
-from dataclasses import asdict, replace
+from dataclasses import asdict
 
 import numpy as np
 import pandas as pd
@@ -38,11 +38,12 @@ NO_TRUTH = (
 
 def prepare(session: Session, estimator: Estimator) -> Retraining:
     """The retraining plan, checked against data, training and method before anything is trained."""
-    retraining = build(session.config["retraining"], Retraining, "retraining")
+    node = session.config["retraining"]
     if session.config["truth"] == PBRF:
-        if retraining.response not in (RETRAIN, PBRF):
-            raise InfluxError(f"truth=pbrf means retraining.response=pbrf, not {retraining.response}: use truth=loo, or leave it out.")
-        retraining = replace(retraining, response=PBRF)
+        if node.get("response", PBRF) not in (RETRAIN, PBRF):
+            raise InfluxError(f"truth=pbrf means retraining.response=pbrf, not {node['response']}: use truth=loo, or leave it out.")
+        node = {**node, "response": PBRF}
+    retraining = build(node, Retraining, "retraining")
     retraining = retraining.after(session.choices["method"], vars(estimator).get("damping"))
     retraining.check(_kind(session), session.experiment, session.memory)
     params = estimator.params

@@ -85,20 +85,22 @@ class FromAnchor(Objective):
     linear: bool
 
     def loss(self, outputs: Float[Tensor, " *k batch out"], targets: Int[Tensor, " batch"]) -> Float[Tensor, " *k batch"]:
-        moved = (self.anchor.slopes[targets] * (outputs - self.anchor.outputs[targets])).sum(-1)
-        if not self.curved:
-            return moved
-        made = self.anchor.divergence(outputs, targets)
-        value = made.value + (made.slope * (outputs - outputs.detach())).sum(-1)  # a zero that carries the derivative
-        return value + moved if self.linear else value
+        return self.sized(outputs, targets)[0]
 
-    def sizes(self, outputs: Float[Tensor, " *k batch out"], targets: Int[Tensor, " batch"]) -> Float[Tensor, " *k batch"]:
-        """The size of the terms that each row's loss is summed from, the rounding of its outputs included."""
-        total = outputs.new_zeros(outputs.shape[:-1])
+    def sized(
+        self, outputs: Float[Tensor, " *k batch out"], targets: Int[Tensor, " batch"]
+    ) -> tuple[Float[Tensor, " *k batch"], Float[Tensor, " *k batch"]]:
+        """The loss, and the size of the terms that it is summed from, the rounding of the outputs included."""
+        value, size = outputs.new_zeros(()), outputs.new_zeros(())
+        if self.linear:
+            slopes = self.anchor.slopes[targets]
+            value = value + (slopes * (outputs - self.anchor.outputs[targets])).sum(-1)
+            size = size + (slopes * outputs.detach()).abs().sum(-1)
         if self.curved:
-            made = self.anchor.divergence(outputs, targets)
-            total = total + made.size + (made.slope * outputs).abs().sum(-1)
-        return total + (self.anchor.slopes[targets] * outputs).abs().sum(-1) if self.linear else total
+            made, still = self.anchor.divergence(outputs, targets), outputs.detach()
+            value = value + made.value + (made.slope * (outputs - still)).sum(-1)  # the last a zero that carries the derivative
+            size = size + made.size + (made.slope * still).abs().sum(-1)
+        return value, size
 
 
 def _softmax(outputs: Float[Tensor, " *k batch out"], before: Float[Tensor, "batch out"]) -> Divergence:
@@ -112,13 +114,14 @@ def _softmax(outputs: Float[Tensor, " *k batch out"], before: Float[Tensor, "bat
     d = d - (p * d).sum(-1, keepdim=True)
     grown = torch.expm1(d)
     total = (p * _beyond_linear(d, grown)).sum(-1, keepdim=True)  # S
+    value, slopes = torch.log1p(total), p * (grown - total) / (1 + total)
     far = d.amax(-1, keepdim=True) > 1  # nothing is small there, and e^d may overflow
-    total_log = (log_p + d).logsumexp(-1, keepdim=True)
-    value = torch.where(far, total_log, torch.log1p(total)).squeeze(-1)
-    slopes = torch.where(far, (log_p + d - total_log).exp() - p, p * (grown - total) / (1 + total))
+    if bool(far.any()):
+        total_log = (log_p + d).logsumexp(-1, keepdim=True)
+        value, slopes = torch.where(far, total_log, value), torch.where(far, (log_p + d - total_log).exp() - p, slopes)
     top = p.argmax(-1, keepdim=True).expand(*slopes.shape[:-1], 1)
     others = slopes.scatter(-1, top, 0.0).sum(-1, keepdim=True)
-    return Divergence(value, slopes.scatter(-1, top, -others), value)
+    return Divergence(value.squeeze(-1), slopes.scatter(-1, top, -others), value.squeeze(-1))
 
 
 def _beyond_linear(x: Tensor, grown: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ import torch
 from influx.curvature import Curvature
 from influx.errors import AccuracyWarning, InfluxError
 from influx.problem import Problem
-from influx.responses.base import Account, Moved, Response, fitted, taken_away
+from influx.responses.base import Account, Moved, Response, taken_away
 from influx.solvers import Solver
 from influx.training import Task, Training
 from influx.training.second_order import Flat
@@ -33,7 +33,7 @@ KNOBS = {
 
 @dataclass(frozen=True)
 class Linearised(Response):
-    """One solve a model. The same solver and seed as an estimate's give the same answer as that estimate's.
+    """One solve a model.
 
     Args:
         solver: how A⁻¹ is applied.
@@ -60,8 +60,7 @@ class Linearised(Response):
         with in_these_terms():
             self.solver.work(problem, 1)
 
-    def move(self, task: Task, training: Training) -> Moved:
-        problem = fitted(task, training.weight_decay)
+    def move(self, task: Task, training: Training, problem: Problem) -> Moved:
         flat = Flat(task, 0.0)
         theta, taken = flat.start(), taken_away(task)
         asked = taken.norm(dim=1) > 0

@@ -115,3 +115,27 @@ class Spread(Quantity):
     def per_seed(self, results: pd.DataFrame) -> pd.Series:
         table = pd.concat([quantity.per_seed(results) for quantity in self.of], axis=1).dropna()
         return table.max(axis=1) - table.min(axis=1)
+
+
+@dataclass(frozen=True)
+class Contrast(Quantity):
+    """Σ weight × quantity, of the seeds that have all of them: what several parts of a whole make together, against a part of the whole.
+
+    Raises:
+        InfluxError: there are not as many weights as quantities.
+    """
+
+    of: Sequence[Quantity]
+    weights: Sequence[float]
+
+    def __post_init__(self) -> None:
+        if len(self.of) != len(self.weights):
+            raise InfluxError(f"a contrast of {len(self.of)} quantities has {len(self.weights)} weights: give one a quantity.")
+
+    @property
+    def arms(self) -> tuple[str, ...]:
+        return tuple(arm for quantity in self.of for arm in quantity.arms)
+
+    def per_seed(self, results: pd.DataFrame) -> pd.Series:
+        table = pd.concat([weight * quantity.per_seed(results) for quantity, weight in zip(self.of, self.weights, strict=True)], axis=1)
+        return table.dropna().sum(axis=1)

@@ -27,7 +27,8 @@ def collect(study: Study, jobs: Sequence[Job], folder: Path) -> tuple[pd.DataFra
             failed[job.place] = status
             continue
         finished.append(job)
-        rows += [{"arm": job.arm, **job.point, "seed": job.seed, **row} for row in _of_job(folder / job.place)]
+        if not job.together:
+            rows += [{"arm": job.arm, **job.point, "seed": job.seed, **row} for row in _of_job(folder / job.place)]
     rows += _compared(study, finished, folder)
     axes = list(dict.fromkeys(axis for job in jobs for axis in job.point))
     table = pd.DataFrame(rows)
@@ -64,7 +65,8 @@ def _compared(study: Study, finished: Sequence[Job], folder: Path) -> list[dict[
         points = {tuple(job.point.items()): job.point for job in finished if job.arm == comparison.arms[0]}
         for point in points.values():
             here = {
-                arm: {job.seed: folder / job.place for job in finished if job.arm == arm and job.point == point} for arm in comparison.arms
+                arm: {seed: folder / job.place for job in finished if job.arm == arm and job.point == point for seed in job.seeds}
+                for arm in comparison.arms
             }
             if all(here.values()):
                 rows += [{"arm": name, **point, **row} for row in comparison.rows(here)]

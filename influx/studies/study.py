@@ -4,15 +4,19 @@ A YAML file in `conf/study/` says all of it (a user's own in any `--config-dir`)
 
     title, papers, shows     what it is about, in words
     settings                 settings of every job, as typed on the command line
-    arms                     name -> {label, settings, grid}: kinds of job that the study compares
+    arms                     name -> {label, settings, grid, together}: kinds of job that the study compares
     grid                     axis -> levels; a level is a value of the setting that the axis names, or a name with settings of its own
-    scales                   quick and paper -> {seeds, takes, cuts, settings, grid, skip}
+    scales                   quick and paper -> {seeds, takes, cuts, settings, grid, skip, arms}; arms: name -> the arm's grid at this scale
     compare                  name -> comparison of arms with one another (`influx.studies.comparisons`)
     claims                   list (`influx.studies.claims`)
     figure                   one of `influx.report.figures`
 
 Later settings win: the study's, the scale's, the arm's, the grid point's. A grid is replaced axis by axis: the study's by the scale's, then
-by the arm's; an arm may name levels of an axis instead of repeating their settings. `{seed}` in a setting is the job's seed.
+by the arm's, then by the arm's at that scale; an arm may name levels of an axis instead of repeating their settings. `{seed}` in a setting
+is the job's seed.
+
+An arm has a job for each seed. With `together: true` it has one for all of them, whose truth holds a column a seed (retraining.seeds): much
+less work where only the truth is wanted. Its correlations would be of one seed's estimate with the mean truth: only comparisons read it.
 """
 
 from __future__ import annotations
@@ -30,20 +34,21 @@ from influx.studies.comparisons import Comparison
 
 SCALES = ("quick", "paper")
 KEYS = ("title", "papers", "shows", "settings", "arms", "grid", "scales", "compare", "claims", "figure")
-ARM_KEYS = ("label", "settings", "grid")
-SCALE_KEYS = ("seeds", "takes", "cuts", "settings", "grid", "skip")
+ARM_KEYS = ("label", "settings", "grid", "together")
+SCALE_KEYS = ("seeds", "takes", "cuts", "settings", "grid", "skip", "arms")
 
 Grid = Mapping[str, Any]  # axis -> list of values, or name -> settings
 
 
 @dataclass(frozen=True)
 class Arm:
-    """One kind of job: its name, what figures call it, its settings, its own part of the grid."""
+    """One kind of job: its name, what figures call it, its settings, its own part of the grid, and whether one job has all seeds."""
 
     name: str
     label: str
     settings: tuple[str, ...] = ()
     grid: Grid = field(default_factory=dict)
+    together: bool = False
 
 
 @dataclass(frozen=True)
@@ -57,22 +62,29 @@ class Scale:
     settings: tuple[str, ...] = ()
     grid: Grid = field(default_factory=dict)
     skip: tuple[str, ...] = ()
+    arms: Mapping[str, Grid] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Job:
-    """One `influx validate` run: its arm, its place in the grid (axis -> level), its seed, and its settings."""
+    """One `influx validate` run: its arm, its place in the grid (axis -> level), its seed (the first, if it has all), and its settings."""
 
     arm: str
     point: dict[str, Any]
     seed: int
     settings: tuple[str, ...]
+    together: int = 0  # seeds, counted up from `seed`, of a job that has all of them
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        return tuple(range(self.seed, self.seed + max(self.together, 1)))
 
     @property
     def place(self) -> str:
         """The job's folder below the study's."""
         levels = ",".join(f"{axis}={level}" for axis, level in self.point.items())
-        return "/".join(part for part in (self.arm, levels.replace("/", "-"), f"seed={self.seed}") if part)
+        which = f"seeds={self.seed}-{self.seeds[-1]}" if self.together else f"seed={self.seed}"
+        return "/".join(part for part in (self.arm, levels.replace("/", "-"), which) if part)
 
 
 @dataclass(frozen=True)
@@ -114,6 +126,8 @@ class Study:
         return made
 
     def _check_names(self) -> None:
+        for scale in self.scales.values():
+            self._check_arms(f"scales.{scale.name}.arms", tuple(scale.arms), self.arms)
         for name, comparison in self.compare.items():
             if name in self.arms:
                 raise InfluxError(f"study {self.name}: '{name}' is both an arm and a comparison; give one of them another name.")
@@ -136,14 +150,17 @@ class Study:
         for arm in self.arms.values():
             if arm.name in chosen.skip:
                 continue
+            count = seeds or chosen.seeds
             for point, settings in self._points(arm, chosen):
-                for seed in range(first_seed, first_seed + (seeds or chosen.seeds)):
-                    words = (*self.settings, *chosen.settings, *arm.settings, *settings, f"seed={seed}", *more)
-                    made.append(Job(arm.name, point, seed, tuple(word.replace("{seed}", str(seed)) for word in words)))
+                for seed in range(first_seed, first_seed + (1 if arm.together else count)):
+                    own = (f"seed={seed}", *((f"retraining.seeds={count}",) if arm.together else ()))
+                    words = (*self.settings, *chosen.settings, *arm.settings, *settings, *own, *more)
+                    filled = tuple(word.replace("{seed}", str(seed)) for word in words)
+                    made.append(Job(arm.name, point, seed, filled, count if arm.together else 0))
         return made
 
     def _points(self, arm: Arm, scale: Scale) -> list[tuple[dict[str, Any], tuple[str, ...]]]:
-        axes = {**self.grid, **scale.grid, **arm.grid}
+        axes = {**self.grid, **scale.grid, **arm.grid, **scale.arms.get(arm.name, {})}
         levels = [self._levels(axis, chosen, scale) for axis, chosen in axes.items()]
         return [
             ({axis: level for axis, (level, _) in zip(axes, combination, strict=True)}, tuple(w for _, words in combination for w in words))
@@ -167,13 +184,14 @@ class Study:
 
 def _arm(about: str, name: str, node: Mapping[str, Any]) -> Arm:
     _check_keys(f"{about}.arms.{name}", node, ARM_KEYS, needed=())
-    return Arm(name, node.get("label") or name.replace("_", " "), tuple(node.get("settings") or ()), node.get("grid") or {})
+    label = node.get("label") or name.replace("_", " ")
+    return Arm(name, label, tuple(node.get("settings") or ()), node.get("grid") or {}, bool(node.get("together")))
 
 
 def _scale(about: str, name: str, node: Mapping[str, Any]) -> Scale:
     _check_keys(f"{about}.scales.{name}", node, SCALE_KEYS, needed=("seeds", "takes", "cuts"))
     settings, skip = tuple(node.get("settings") or ()), tuple(node.get("skip") or ())
-    return Scale(name, node["seeds"], node["takes"], node["cuts"], settings, node.get("grid") or {}, skip)
+    return Scale(name, node["seeds"], node["takes"], node["cuts"], settings, node.get("grid") or {}, skip, node.get("arms") or {})
 
 
 def _check_keys(where: str, node: Mapping[str, Any], known: Sequence[str], needed: Sequence[str]) -> None:

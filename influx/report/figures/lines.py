@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import matplotlib.figure
 import pandas as pd
@@ -14,6 +15,7 @@ from influx.report.plots import BLUE, GREEN, GREY, ORANGE, VERMILLION, new_figur
 
 COLOURS = (BLUE, VERMILLION, GREEN, ORANGE, GREY, "#CC79A7", "#56B4E9", "#000000")  # Okabe & Ito's
 MARKERS = "osD^vPX*"
+NOTE: dict[str, Any] = {"color": GREY, "fontsize": 7, "ha": "right", "va": "bottom"}
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,7 @@ class Lines(Figure):
         statistic: of correlations.csv.
         title: of the figure.
         magnitude: whether to draw the second panel, the mean of |statistic|.
+        chance: the mean |statistic| of unrelated scores, drawn in the second panel; null = none.
     """
 
     axis: str
@@ -35,6 +38,7 @@ class Lines(Figure):
     title: str
     statistic: str = "spearman"
     magnitude: bool = True
+    chance: float | None = None
 
     def draw(self, points: pd.DataFrame, results: pd.DataFrame, labels: Mapping[str, str]) -> matplotlib.figure.Figure:
         panels = 2 if self.magnitude else 1
@@ -55,6 +59,9 @@ class Lines(Figure):
         axes[0].set_title("signed, with 95 % interval")
         if self.magnitude:
             axes[1].set_title(f"what |{self.statistic.capitalize()}| would show")
+            if self.chance is not None:
+                axes[1].axhline(self.chance, color=GREY, linestyle=":", linewidth=1)
+                axes[1].annotate("unrelated scores", (1, self.chance), (0, 2), ("axes fraction", "data"), "offset points", **NOTE)
         figure.suptitle(self.title, x=0.01, ha="left")
         figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right upper")
         return figure

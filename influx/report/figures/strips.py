@@ -132,7 +132,14 @@ def draw_strip(dots: pd.DataFrame, mean: pd.DataFrame, ax: Axes, x: float, reach
     ax.plot(x + np.linspace(-reach, reach, len(dots)), dots["value"], ".", color=colour, markersize=5, alpha=0.55, markeredgewidth=0)
     one = mean.iloc[0]
     ax.plot([x, x], [one["low"], one["high"]], color="black", linewidth=1.4, zorder=3)
-    look = {"color": colour, "markersize": 6, "markeredgecolor": "black", "markeredgewidth": 0.8, "linestyle": "none", "zorder": 4}
+    look: dict[str, Any] = {
+        "color": colour,
+        "markersize": 6,
+        "markeredgecolor": "black",
+        "markeredgewidth": 0.8,
+        "linestyle": "none",
+        "zorder": 4,
+    }
     ax.plot([x], [one["mean"]], marker=marker, label=label, **look)
 
 
