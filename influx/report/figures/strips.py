@@ -18,6 +18,7 @@ from influx.report.plots import GREY, new_figure
 
 BAND = "#DDDDDD"
 PANEL_KEYS = ("title", "levels", "arms", "statistic", "label", "log")
+FEWEST = 4  # strips for which a panel has room, so that its title has
 REACH = 0.36  # of the distance between two levels: how far an arm's strip may be from its tick
 
 
@@ -61,7 +62,7 @@ class Strips(Figure):
         known = set(results[self.axis].astype(str))
         shown = [(panel, {at: said for at, said in panel["levels"].items() if str(at) in known}) for panel in self.panels]
         shown = [(panel, levels) for panel, levels in shown if levels]
-        widths = [max(len(levels) * len(self._arms(panel)), 3) for panel, levels in shown]
+        widths = [max(len(levels) * len(self._arms(panel)), FEWEST) for panel, levels in shown]
         figure = new_figure(min(max(2.6 + 0.5 * sum(widths), 6.5), 12.5), 4.2)
         if not shown:
             return figure
