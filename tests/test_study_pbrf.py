@@ -137,6 +137,7 @@ def fabricated(level: dict[str, float]) -> pd.DataFrame:
         linear = {"damping_1e-3": 0.03, "damping_1e-1": 0.002}.get(setting, 0.007)
         numbers: dict[str, float] = {f"distances/output_{name}": x for name, x in zip(STEPS, gaps.get(setting, (1, 1, 1)), strict=False)}
         numbers |= {"distances/output_linearisation": linear, "distances/output_solver": 0.005, "distances/output_errors_over_gaps": 0.01}
+        numbers |= {"distances/own_errors_over_gaps": 0.05, "distances_lissa/output_errors_over_gaps": 0.02}
         numbers |= {f"{arm}/spearman": 0.95 for arm in ("with_warm", "with_proximal", "pbrf", "with_linear")}
         numbers |= {"with_cold/spearman": {"logistic": 0.9, "decay_1e-2": 0.6}.get(setting, 0.2), "seeds/spearman": 0.3}
         for name, number in numbers.items():
@@ -162,6 +163,8 @@ def test_every_claim_holds_on_results_in_which_it_should() -> None:
     ("where", "value", "claim"),
     [
         ("distances/output_errors_over_gaps/width_32", 0.2, "B1"),
+        ("distances_lissa/output_errors_over_gaps/base", 0.2, "B1b"),
+        ("distances/own_errors_over_gaps/damping_1e-3", 0.15, "B1c"),
         ("pbrf/spearman/width_4", 0.85, "B2"),
         ("pbrf/spearman/damping_1e-3", 0.7, "B2b"),
         ("with_cold/spearman/base", 0.9, "B3"),
