@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from conftest import call
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from scipy import stats
@@ -291,3 +293,15 @@ def test_the_figure_draws_whatever_settings_there_are(tmp_path: Path) -> None:
     for part in (results, results[results["setting"].isin(["base", "logistic"])], results[results["arm"] == "with_cold"]):
         figure.save(over_seeds(part), part, {}, tmp_path / "figure.png")
         assert (tmp_path / "figure.png").stat().st_size > 10_000
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_a_tiny_study_runs(name: str, tmp_path: Path) -> None:
+    small = "settings=['dataset.train_size=80','dataset.test_size=12','retraining.removed=5','retraining.max_iterations=20']"
+    done = call("reproduce", f"study={name}", "seeds=2", "workers=1", small, cwd=tmp_path)
+    assert done.status in (0, None), done.err
+    (folder,) = (tmp_path / "outputs" / "reproduce" / "runs").iterdir()
+    assert json.loads((folder / "run.json").read_text())["failed_jobs"] == []
+    assert (folder / f"{name}.png").stat().st_size > 10_000
+    assert (pd.read_csv(folder / "claims.csv")["n_seeds"] == 2).all()
