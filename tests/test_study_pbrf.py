@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from conftest import call
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from scipy import stats
@@ -137,6 +139,7 @@ def fabricated(level: dict[str, float]) -> pd.DataFrame:
         linear = {"damping_1e-3": 0.03, "damping_1e-1": 0.002}.get(setting, 0.007)
         numbers: dict[str, float] = {f"distances/output_{name}": x for name, x in zip(STEPS, gaps.get(setting, (1, 1, 1)), strict=False)}
         numbers |= {"distances/output_linearisation": linear, "distances/output_solver": 0.005, "distances/output_errors_over_gaps": 0.01}
+        numbers |= {"distances/own_errors_over_gaps": 0.05, "distances_lissa/output_errors_over_gaps": 0.02}
         numbers |= {f"{arm}/spearman": 0.95 for arm in ("with_warm", "with_proximal", "pbrf", "with_linear")}
         numbers |= {"with_cold/spearman": {"logistic": 0.9, "decay_1e-2": 0.6}.get(setting, 0.2), "seeds/spearman": 0.3}
         for name, number in numbers.items():
@@ -162,6 +165,8 @@ def test_every_claim_holds_on_results_in_which_it_should() -> None:
     ("where", "value", "claim"),
     [
         ("distances/output_errors_over_gaps/width_32", 0.2, "B1"),
+        ("distances_lissa/output_errors_over_gaps/base", 0.2, "B1b"),
+        ("distances/own_errors_over_gaps/damping_1e-3", 0.15, "B1c"),
         ("pbrf/spearman/width_4", 0.85, "B2"),
         ("pbrf/spearman/damping_1e-3", 0.7, "B2b"),
         ("with_cold/spearman/base", 0.9, "B3"),
@@ -288,3 +293,15 @@ def test_the_figure_draws_whatever_settings_there_are(tmp_path: Path) -> None:
     for part in (results, results[results["setting"].isin(["base", "logistic"])], results[results["arm"] == "with_cold"]):
         figure.save(over_seeds(part), part, {}, tmp_path / "figure.png")
         assert (tmp_path / "figure.png").stat().st_size > 10_000
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_a_tiny_study_runs(name: str, tmp_path: Path) -> None:
+    small = "settings=['dataset.train_size=80','dataset.test_size=12','retraining.removed=5','retraining.max_iterations=20']"
+    done = call("reproduce", f"study={name}", "seeds=2", "workers=1", small, cwd=tmp_path)
+    assert done.status in (0, None), done.err
+    (folder,) = (tmp_path / "outputs" / "reproduce" / "runs").iterdir()
+    assert json.loads((folder / "run.json").read_text())["failed_jobs"] == []
+    assert (folder / f"{name}.png").stat().st_size > 10_000
+    assert (pd.read_csv(folder / "claims.csv")["n_seeds"] == 2).all()
