@@ -303,9 +303,12 @@ class Retraining:
         if not missed:
             return
         worst = max(missed)
-        knob = "another retraining.solver" if self.response == "linear" else "a larger retraining.max_iterations or dtype=float64 (neither helps at a kink of relu or selu)"
-        if worst > 1 and self.response != "linear":
+        if self.response == "linear":
+            knob = "another retraining.solver"
+        elif worst > 1:
             knob = "a larger retraining.proximity, or leaving out fewer: their objectives fall without end"
+        else:
+            knob = "a larger retraining.max_iterations or dtype=float64 (neither helps at a kink of relu or selu)"
         warn_accuracy(
             f"{len(missed)} of {len(truth.solves)} {self.response} responses were not solved for (largest relative residual {worst:.1e}; "
             f"diagnostics.csv has each): what is left would look like the estimate's error. Try {knob}."
