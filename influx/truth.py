@@ -184,7 +184,7 @@ def warn_of_solves(truth: Truth, response: str) -> None:
         remedy = "Try a larger retraining.proximity, or leaving out fewer: their objectives fall without end."
     else:
         remedy = (
-            "Try a larger retraining.max_iterations or dtype=float64; neither helps at a kink (relu, selu), where no gradient vanishes."
+            "Try a larger retraining.max_iterations or dtype=float64; neither helps at a kink (relu, selu): no gradient vanishes there."
         )
     warn_accuracy(
         f"{len(missed)} of {len(truth.solves)} {response} responses were not solved for (largest relative residual {worst:.1e}; "
