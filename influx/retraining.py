@@ -18,7 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from influx import layered, removals, rules, stacking
-from influx.errors import InfluxError
+from influx.errors import InfluxError, warn_accuracy
 from influx.experiment import Experiment, Trained
 from influx.problem import GIBIBYTE
 from influx.progress import progress
@@ -32,7 +32,7 @@ from influx.store import Store
 from influx.training.first_order import FirstOrder
 from influx.training.second_order import Newton
 from influx.trials import seconds_per_model
-from influx.truth import Control, Gathering, Truth, check_room, measured, warn_of_solves
+from influx.truth import Control, Gathering, Truth, check_room, measured
 from influx.workers import check as check_backend
 
 
@@ -275,7 +275,7 @@ class Retraining:
         for _, (at, found, stored) in zip(progress(range(len(shards)), "retraining shards"), results, strict=True):
             gathering.add(at, found, stored)
         truth = gathering.truth(seed, self._control(experiment, base, seed, gathering.drift, store))
-        warn_of_solves(truth, self.response)
+        self._warn_of_solves(truth)
         return truth
 
     def _control(self, experiment: Experiment, base: Trained, seed: int, in_stacks: float, store: Store) -> Control:
@@ -290,3 +290,19 @@ class Retraining:
         moved, drift = found["moved"].item(), found["values"].double().cpu().numpy() - measured(experiment, base)
         size = np.abs(drift)
         return Control(moved, float(size.max()), float(drift.mean()), float(np.median(size)), in_stacks)
+
+    def _warn_of_solves(self, truth: Truth) -> None:
+        missed = [row["residual"] for row in truth.solves if not row["converged"]]
+        if not missed:
+            return
+        worst = max(missed)
+        if self.response == "linear":
+            knob = "another retraining.solver"
+        elif worst > 1:
+            knob = "a larger retraining.proximity, or leaving out fewer: their objectives fall without end"
+        else:
+            knob = "a larger retraining.max_iterations or dtype=float64 (neither helps at a kink of relu or selu)"
+        warn_accuracy(
+            f"{len(missed)} of {len(truth.solves)} {self.response} responses were not solved for (largest relative residual {worst:.1e}; "
+            f"diagnostics.csv has each): what is left would look like the estimate's error. Try {knob}."
+        )

@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from influx import memory, stacking
-from influx.errors import InfluxError, warn_accuracy
+from influx.errors import InfluxError
 from influx.experiment import Experiment, Trained
 from influx.removals import Removals
 from influx.shards import Shard
@@ -170,23 +170,3 @@ def measured(experiment: Experiment, trained: Trained) -> Float[np.ndarray, " n_
 
 def _seed_last(array: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(np.moveaxis(array, 0, -1))
-
-
-def warn_of_solves(truth: Truth, response: str) -> None:
-    """Say how many responses were not solved for, how far they are, and what may help."""
-    missed = [row["residual"] for row in truth.solves if not row["converged"]]
-    if not missed:
-        return
-    worst = max(missed)
-    if response == "linear":
-        remedy = "Try another retraining.solver."
-    elif worst > 1:
-        remedy = "Try a larger retraining.proximity, or leaving out fewer: their objectives fall without end."
-    else:
-        remedy = (
-            "Try a larger retraining.max_iterations or dtype=float64; neither helps at a kink (relu, selu): no gradient vanishes there."
-        )
-    warn_accuracy(
-        f"{len(missed)} of {len(truth.solves)} {response} responses were not solved for (largest relative residual {worst:.1e}; "
-        f"diagnostics.csv has each): what is left would look like the estimate's error. {remedy}"
-    )
