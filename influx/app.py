@@ -101,12 +101,20 @@ def job(cfg: DictConfig) -> float | None:
         _stop(error)
 
 
+def quiet_job(cfg: DictConfig) -> float | None:
+    """One Hydra job among many, whose progress nobody looks at."""
+    from influx.progress import silence
+
+    with silence():
+        return job(cfg)
+
+
 def _reproduce(config: dict[str, Any], choices: Mapping[str, str], path: Path, overrides: list[str]) -> None:
     from influx import launching
     from influx.pipelines.reproduce import chosen_studies, run
 
     def launch(jobs: Sequence[tuple[str, Sequence[str]]], folder: Path, workers: int) -> None:
-        launching.launch(job, "validate", jobs, folder, workers)
+        launching.launch(quiet_job, "validate", jobs, folder, workers)
 
     def load(name: str) -> dict[str, Any]:
         return launching.option("reproduce", "study", name)
