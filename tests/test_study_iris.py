@@ -333,6 +333,19 @@ def test_the_waterfall_stands_where_the_correlations_are() -> None:
     assert {"0.10", "0.98"} <= said
 
 
+def test_lines_break_where_an_arm_has_no_jobs() -> None:
+    """SWA at depths 1 and 8 only: two points and no line through depths 2 and 4; the last panel repeats a group in absolute values."""
+    results = fabricated("fragility_iris_depth", -0.4, {("swa", 8, None): 0.3})
+    with style():
+        drawn = study("fragility_iris_depth").figure.draw(over_seeds(results), results, {})
+    signed, absolute = drawn.axes[1].lines, drawn.axes[2].lines
+    swa = next(line for line in signed if line.get_color() == absolute[2].get_color())
+    assert swa.get_ydata() == pytest.approx([-0.4, math.nan, math.nan, 0.3], nan_ok=True)
+    assert absolute[2].get_ydata() == pytest.approx([0.4, math.nan, math.nan, 0.3], nan_ok=True)
+    assert [ax.get_title(loc="left") for ax in drawn.axes] == ["regular Hessian", "as published", "as published: |Spearman|"]
+    assert [text.get_text() for text in drawn.axes[0].get_xticklabels()] == ["1", "2", "4", "8"]
+
+
 def test_a_waterfall_without_results_is_empty_but_drawn() -> None:
     """As when all jobs of a study have failed."""
     figure = study("fragility_causes").figure
