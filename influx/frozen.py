@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from influx import gradients, stacking
 from influx.models.base import last_layer
-from influx.problem import AGREEMENT, Examples
+from influx.problem import AGREEMENT, Examples, Problem
 from influx.stacking import Stack, unstack
 from influx.training import Task
 
@@ -99,6 +99,18 @@ def narrowed(task: Task) -> Task:
         task, module=layer.alone(), params=layer.own_part(task.params), buffers={}, examples=examples, trainable=tuple(layer.own),
         reference=reference,
     )  # fmt: skip
+
+
+def output_problem(problem: Problem) -> Problem:
+    """The fitted problem of a `narrowed` task: the output layer on the features of training and test examples.
+
+    Cost: one forward pass an example.
+    """
+    layer = find(problem.module, problem.state, problem.train.inputs)
+    assert layer is not None
+    train, test = (replace(part, inputs=layer.features(part.inputs)) for part in (problem.train, problem.test))
+    params = {name: problem.params[whole] for name, whole in layer.own.items()}
+    return replace(problem, module=layer.alone(), params=params, buffers={}, train=train, test=test, selected=tuple(params))
 
 
 def widened(task: Task, params: Stack) -> Stack:

@@ -227,7 +227,7 @@ class Retraining:
 
     @property
     def recipe(self) -> Recipe:
-        response = choice.choose(self.response, self.proximity, self.tolerance, self.max_iterations, self.solver)
+        response = choice.choose(self.response, self.proximity, self.tolerance, self.max_iterations, self.strength, self.solver)
         epochs = self.epochs if self.response == RETRAIN else None
         return Recipe(response.begins or self.start, self.trainable, epochs, self.divisor, float(self.strength), response, self.keep)
 
@@ -303,9 +303,12 @@ class Retraining:
         if not missed:
             return
         worst = max(missed)
-        knob = "another retraining.solver" if self.response == "linear" else "a larger retraining.max_iterations, or dtype=float64"
-        if worst > 1 and self.response != "linear":
+        if self.response == "linear":
+            knob = "another retraining.solver"
+        elif worst > 1:
             knob = "a larger retraining.proximity, or leaving out fewer: their objectives fall without end"
+        else:
+            knob = "a larger retraining.max_iterations or dtype=float64 (neither helps at a kink of relu or selu)"
         warn_accuracy(
             f"{len(missed)} of {len(truth.solves)} {self.response} responses were not solved for (largest relative residual {worst:.1e}; "
             f"diagnostics.csv has each): what is left would look like the estimate's error. Try {knob}."

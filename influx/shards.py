@@ -26,7 +26,8 @@ from influx.workers import in_parallel
 
 STACK_BYTES = 12 * 2**20  # aim for what one stack keeps busy: parameters, the optimiser's memory, one batch's layer outputs
 FEWEST = 8  # models in a stack when the size is chosen
-MOST_RESPONSES = 512  # of those that are solved for and not trained
+RESPONSE_BYTES = 64 * 2**20  # the same where models are solved for: what they share, a factorisation, is worth a larger stack
+MOST_RESPONSES = 512
 KIND = "retrained"  # the store's word for a stack's measurements
 
 
@@ -104,8 +105,11 @@ class Shard:
     def move(self) -> tuple[Task, Moved]:
         task = self.task()
         small = frozen.narrowed(task)
-        moved = self.recipe.response.move(small, self.training)
-        return task, moved if small is task else replace(moved, params=frozen.widened(task, moved.params), buffers=task.buffers)
+        if small is task:
+            problem = replace(self.experiment.problem(self.base, self.draw.init), selected=task.trainable)
+            return task, self.recipe.response.move(task, self.training, problem)
+        moved = self.recipe.response.move(small, self.training, frozen.output_problem(self.experiment.problem(self.base, self.draw.init)))
+        return task, replace(moved, params=frozen.widened(task, moved.params), buffers=task.buffers)
 
     def retrain(self) -> dict[str, Tensor]:
         """`values` [k + 1, n_test]: measurements of the stack's models, the first with nothing left out.
@@ -135,7 +139,7 @@ def stack_size(experiment: Experiment, response: Response | None = None, *, trai
         row = experiment.data.n_outputs * inputs.element_size()
     size = sum(value.numel() for value in params.values()) * inputs.element_size()
     if response is not None and response.vectors is not None:
-        return int(np.clip(STACK_BYTES // (response.vectors * size), FEWEST, MOST_RESPONSES))
+        return int(np.clip(RESPONSE_BYTES // (response.vectors * size), FEWEST, MOST_RESPONSES))
     return int(np.clip(STACK_BYTES // experiment.training.memory(size, row, len(inputs)), FEWEST, experiment.training.most_at_once))
 
 

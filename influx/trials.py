@@ -6,30 +6,22 @@ import time
 import warnings
 from dataclasses import replace
 
-from influx import frozen
+from influx import frozen, layered
 from influx.errors import AccuracyWarning
 from influx.experiment import Trained
 from influx.removals import Removals
-from influx.responses.anchored import Anchored
+from influx.responses.anchored import DENSE, Anchored
+from influx.responses.bregman import Bregman
 from influx.shards import Shard
 
 TRIAL_MODELS = 16  # of a trial that cannot be shortened in any other way
-TRIAL_ITERATIONS, EXPECTED_ITERATIONS = 2, 10  # of a response that is found step by step: in its trial, and in full
-TRIAL_SECONDS = 1.0  # about the most for the second trial of a response
+TRIAL_ITERATIONS = 2  # of a response that is found step by step
+FEW, MANY = 10, 100  # steps that it takes in full: of a PBRF with a dense factor, and of any other
 
 
 def seconds_per_model(shard: Shard, base: Trained) -> float:
     """Seconds a model of the shard."""
-    if shard.recipe.response.vectors is None:
-        return _of_training(shard, base)
-    response, share = shard.recipe.response, 1.0
-    if isinstance(response, Anchored):
-        response, share = replace(response, max_iterations=TRIAL_ITERATIONS), TRIAL_ITERATIONS / EXPECTED_ITERATIONS
-    short = replace(shard, recipe=replace(shard.recipe, response=response))
-    alone = _seconds(_first(short, 1))
-    few = min(len(shard.part), max(2, min(TRIAL_MODELS, round(TRIAL_SECONDS / max(alone, 1e-3)))))
-    each = max(0.0, _seconds(_first(short, few)) - alone) / max(1, few - 1)  # what all models share, a factorisation, is not in it
-    return each / share + max(0.0, alone - each) / (len(shard.part) + 1)
+    return _of_training(shard, base) if shard.recipe.response.vectors is None else _of_response(shard)
 
 
 def _of_training(shard: Shard, base: Trained) -> float:
@@ -45,15 +37,24 @@ def _of_training(shard: Shard, base: Trained) -> float:
     return (time.perf_counter() - begun) / share / task.models
 
 
-def _first(shard: Shard, count: int) -> Shard:
-    return replace(shard, part=Removals(shard.part.sets[:count], shard.part.unit))
-
-
-def _seconds(shard: Shard) -> float:
+def _of_response(shard: Shard) -> float:
+    """From a few steps of a few models; what all models of a stack share is done once."""
+    response, share = shard.recipe.response, 1.0
+    if isinstance(response, Anchored):
+        size = sum(value.numel() for value in shard.base.params.values())
+        steps = FEW if isinstance(response, Bregman) and size <= DENSE else MANY
+        response, share = replace(response, max_iterations=TRIAL_ITERATIONS), TRIAL_ITERATIONS / steps
+    few = TRIAL_MODELS if layered.fits(shard.experiment.module(0)) else 2
+    short = _first(replace(shard, recipe=replace(shard.recipe, response=response)), few)
     begun = time.perf_counter()
     with _unsaid():
-        shard.move()
-    return time.perf_counter() - begun
+        shared = short.move()[1].shared_seconds
+    each = (time.perf_counter() - begun - shared) / (len(short.part) + 1)
+    return each / share + shared / (len(shard.part) + 1)
+
+
+def _first(shard: Shard, count: int) -> Shard:
+    return replace(shard, part=Removals(shard.part.sets[:count], shard.part.unit))
 
 
 def _unsaid() -> warnings.catch_warnings:

@@ -129,6 +129,20 @@ def test_precision_is_the_matrixs_whatever_the_runs_type(dtype):
         same(scores(fitted, precision="float64"), wanted)
 
 
+@pytest.mark.parametrize("precision", ["float32", "float64"])
+def test_solved_equations_are_the_inverse_but_for_rounding(precision):
+    """Regular matrix: the same numbers. Singular one: gradients lie in its range, and only the inverse's rounding leaves it."""
+    fitted = problem("mlp")
+    regular = {"precision": precision, "damping": 0.01}
+    within = {"float32": 1e-4, "float64": 1e-9}[precision]  # condition numbers below 1e3, the zero eigenvalues apart
+    same(scores(fitted, inverse="solve", **regular), scores(fitted, **regular), within)
+    known = dense(output_weights(fitted))
+    wanted = known.train_gradients @ torch.linalg.pinv(shifted(known, fitted, 0.0), rtol=1e-9) @ known.test_gradients.T
+    same(scores(fitted, inverse="solve", precision=precision), wanted, within)
+    off = (scores(fitted, precision=precision) - wanted).abs().max()
+    assert off > 0.1 * wanted.abs().max()  # 1 and 4 times the largest were seen: double precision does not help an inverse
+
+
 def test_as_released_the_softmax_matrix_is_singular_and_says_so():
     fitted = problem("mlp")
     with pytest.warns(AccuracyWarning, match="singular to working precision .* partly rounding"):

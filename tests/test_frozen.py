@@ -241,10 +241,12 @@ RESPONSES = (Bregman(proximity=0.1, tolerance=1e-10), Proximal(proximity=0.1, to
 def test_responses_of_the_output_layer_are_those_of_the_network(response: Response) -> None:
     """The same minima, found to a relative gradient of 1e-10 (the linear one: exactly), by way of the features and without them."""
     subject = SUBJECTS["lenet"]
-    task = shard(subject, start(subject)).task()
+    base = start(subject)
+    task, problem = shard(subject, base).task(), subject.problem(base, 0)
     small = frozen.narrowed(task)
     assert small is not task
-    whole, found = response.move(task, subject.training), response.move(small, subject.training)
+    whole = response.move(task, subject.training, replace(problem, selected=task.trainable))
+    found = response.move(small, subject.training, frozen.output_problem(problem))
     params = frozen.widened(task, found.params)
     assert set(params) == set(whole.params)
     for name, value in whole.params.items():

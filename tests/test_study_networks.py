@@ -153,7 +153,7 @@ HELD = {  # results in which every claim holds: arm -> statistic -> value, or va
         "published": {"spearman": {"lenet_lowest": -0.14, "": 0.13}},
         "aligned": {"spearman": {"lenet_lowest": 0.7, "": 0.95}},
         "matched": {"spearman": {"lenet_lowest": 1.2, "": 0.97}},  # a spread of .2 needs one above 1
-        "undamped": {"spearman": {"": 0.6}},
+        "undamped": {"spearman": {"": 0.4}},
         "permuted": {"spearman_magnitude": {"": 0.128}},
         "drift": {"one_sign_share": {"": 0.99}, "drift_over_spread": {"": 20.0}},
     },
@@ -199,6 +199,7 @@ def test_every_claim_holds_on_results_in_which_it_should(name: str) -> None:
         ("fragility_convnets", ("permuted", "spearman_magnitude", "lenet_median"), 0.01, "E7 level"),
         ("fragility_convnets", ("aligned", "spearman", "lenet_median"), 0.3, "F21"),
         ("fragility_convnets", ("matched", "spearman", "lenet_highest"), 0.7, "F24"),
+        ("fragility_convnets", ("undamped", "spearman", "lenet_highest"), 0.9, "F25"),
         ("fragility_convnets", ("published", "spearman", "lenet_lowest"), 0.1, "E8 chance"),
         ("fragility_convnets", ("aligned", "spearman", "lenet_lowest"), 0.9, "E8"),
         ("fragility_convnets", ("matched", "spearman", "lenet_lowest"), 0.9, "E8 matched"),
@@ -231,7 +232,8 @@ def test_the_figure_draws_whatever_cases_there_are(name: str, tmp_path: Path) ->
 
 def test_strips_show_every_seed_its_mean_and_interval_and_chance_as_a_band(tmp_path: Path) -> None:
     held = {
-        ("a", "spearman"): (0.1, 0.2, 0.6), ("b", "spearman"): (0.8, 0.9, 0.95), ("null", "null_low"): (-0.3,), ("null", "null_high"): (0.2,),
+        ("a", "spearman"): (0.1, 0.2, 0.6), ("b", "spearman"): (0.8, 0.9, 0.95),
+        ("null", "null_low"): (-0.3,), ("null", "null_high"): (0.2,),
     }  # fmt: skip
     rows = [
         {"arm": arm, "case": "one", "seed": s, "statistic": statistic, "value": value}

@@ -36,6 +36,7 @@ from influx.solvers.base import Solution, products, relative_residual
 
 DROPOUT = nn.modules.dropout._DropoutNd
 RESIDUAL = 1e-2  # relative; above it a solve is reported as not converged
+DIRECT = ("dense", "solve")  # what factorises the whole matrix
 COPIES = 5  # P-vectors that a solve holds for each right-hand side
 
 
@@ -58,7 +59,8 @@ class AsPublished(Estimator):
         curvature: "hessian", "ggn", or "fisher".
         weight_decay: "left_out" of C, or "inside" it as λI.
         damping: δ ≥ 0, added to C's diagonal.
-        inverse: "dense" (of the whole matrix), "lissa" (below), or "lissa_summed" (the sum of its iterates h_1 ... h_T, not the last).
+        inverse: "dense" (C inverted, as released), "solve" (its equations solved: the same but for rounding, and an inverse is
+            all rounding along C's zero eigenvalues), "lissa" (below), or "lissa_summed" (the sum of h_1 ... h_T, not the last).
         depth: T, most steps of lissa.
         scale: σ of lissa.
         shrink: d of lissa, `h_0 = v; h_t = v + (1 − d) h_{t−1} − C h_{t−1}/σ`, answer h_T/σ: its fixed point is (C + dσ I)⁻¹ v, so that d
@@ -119,13 +121,13 @@ class AsPublished(Estimator):
         kept = problem.params[last_layer(problem.module)[0]].shape[-1] if self.params == "last_layer" else problem.train.inputs[0].numel()
         held = width * (COPIES * m * size + (n + m) * kept)
         passes = Cost(gradients=float(n + m), flops=2.0 * n * m * size, nbytes=held)
-        if self.inverse != "dense":
+        if self.inverse not in DIRECT:
             return passes + Cost(flops=products(chosen, self.depth * m))
         needed = (3 * width + 16) * size**2  # matrix, inverse and one more; two in float64 for the eigenvalues
         if needed > problem.memory:
             raise InfluxError(
-                f"method.inverse=dense works on a {size:,} x {size:,} matrix, which takes {needed / GIBIBYTE:.1f} GiB, and memory allows "
-                f"{problem.memory / GIBIBYTE:.1f}: use method.inverse=lissa, method.params=last_layer, or raise memory."
+                f"method.inverse={self.inverse} works on a {size:,} x {size:,} matrix, which takes {needed / GIBIBYTE:.1f} GiB, and memory "
+                f"allows {problem.memory / GIBIBYTE:.1f}: use method.inverse=lissa, method.params=last_layer, or raise memory."
             )
         return passes + Cost(flops=products(chosen, size) + 4.0 * size**3, nbytes=needed)
 
@@ -217,8 +219,8 @@ class AsPublished(Estimator):
         )
 
     def _solve(self, matrix: Curvature, rhs: Float[Tensor, "p m"], kept: dict[str, Tensor]) -> Solved:
-        if self.inverse == "dense":
-            return _dense(matrix, rhs, kept)
+        if self.inverse in DIRECT:
+            return _dense(matrix, rhs, kept, inverted=self.inverse == "dense")
         return self._lissa(matrix, rhs)
 
     def _lissa(self, matrix: Curvature, rhs: Float[Tensor, "p m"]) -> Solved:
@@ -243,8 +245,8 @@ class AsPublished(Estimator):
         return Solved(Solution(x, steps, residual, residual <= RESIDUAL, shift), {})
 
 
-def _dense(matrix: Curvature, rhs: Float[Tensor, "p m"], kept: dict[str, Tensor]) -> Solved:
-    """By the inverse itself; `kept` holds it between blocks of right-hand sides."""
+def _dense(matrix: Curvature, rhs: Float[Tensor, "p m"], kept: dict[str, Tensor], *, inverted: bool) -> Solved:
+    """By the inverse itself, or by solving; `kept` holds matrix and inverse between blocks of right-hand sides."""
     if not kept:
         formed = matrix.dense()
         inverse, failed = torch.linalg.inv_ex(formed)
@@ -252,7 +254,8 @@ def _dense(matrix: Curvature, rhs: Float[Tensor, "p m"], kept: dict[str, Tensor]
             raise NumericalError(_remedy(f"the {matrix.kind} has no inverse in {str(formed.dtype).removeprefix('torch.')}"))
         kept |= {"matrix": formed, "inverse": inverse, "eigenvalues": torch.linalg.eigvalsh(formed.double())}
         _warn_of_rounding(matrix.kind, formed, kept["eigenvalues"])
-    x, eigenvalues = kept["inverse"] @ rhs, kept["eigenvalues"]
+    x = kept["inverse"] @ rhs if inverted else torch.linalg.solve(kept["matrix"], rhs)
+    eigenvalues = kept["eigenvalues"]
     lengths = rhs.norm(dim=0)
     residual = torch.where(lengths > 0, (rhs - kept["matrix"] @ x).norm(dim=0) / lengths.clamp_min(torch.finfo(x.dtype).tiny), 0.0)
     facts = {

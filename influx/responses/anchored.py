@@ -12,6 +12,7 @@ every term is itself small, and none is a difference of losses of size one.
 
 from __future__ import annotations
 
+import time
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -26,7 +27,7 @@ from influx.curvature import Curvature
 from influx.errors import InfluxError
 from influx.problem import Examples, Problem
 from influx.quasi_newton import MEMORY, Evaluated, Minimum, Smooth, Solve, minimise, rounding
-from influx.responses.base import Account, Moved, Response, fitted, only, taken_away, train_outputs
+from influx.responses.base import Account, Moved, Response, only, taken_away, train_outputs
 from influx.responses.divergence import Anchor, FromAnchor
 from influx.stacking import blocks
 from influx.training import Task, Training
@@ -106,6 +107,7 @@ class Anchored(Response):
         proximity: p ≥ 0, in the objective's unit per squared parameter.
         tolerance: gradient norm to stop at, relative to that of what is taken away, ‖(1/n) Σ_i (w_ki − 1) ∇ℓ_i(θ_s)‖.
         max_iterations: at most.
+        strength: share of weights that is taken away, for what gradients are relative to where nothing is.
 
     An anchored one notes the fact `label_dependence`, the largest change of (1/n) Σ_i D_i over the stack's solutions when every label is
     shifted by one class (every number by 1): 0 to rounding when the divergence is free of labels, as the theory wants it.
@@ -119,20 +121,21 @@ class Anchored(Response):
     proximity: float = 0.0
     tolerance: float = 1e-6
     max_iterations: int = 300
+    strength: float = 1.0
 
     @abstractmethod
     def objective(self, task: Task, anchor: Anchor, weight_decay: float) -> Near:
         """What is minimised."""
 
-    def move(self, task: Task, training: Training) -> Moved:
-        problem = fitted(task, training.weight_decay)
+    def move(self, task: Task, training: Training, problem: Problem) -> Moved:
         first = only(task, slice(0, 1))
         anchor = Anchor(task.objective, task.examples.targets, train_outputs(first, first.params)[0])
-        near = self.objective(task, anchor, training.weight_decay)
+        near = self.objective(task, anchor, problem.weight_decay)
         scale, moves = self._scale(problem, taken_away(task).norm(dim=1))
         found = Minimum(near.start.clone(), torch.zeros_like(scale), torch.zeros(task.models, dtype=torch.int64, device=scale.device))
+        begun = ready = time.perf_counter()
         if bool(moves.any()):
-            inverse = preconditioner(problem, self.proximity)
+            inverse, ready = preconditioner(problem, self.proximity), time.perf_counter()
             some = near.only(moves)
             reach = FAR / near.weight  # gradient over the least curvature: an upper bound of the first-order response
             made = minimise(some, some.start, inverse, self.tolerance * scale[moves], self.max_iterations, strict=True, reach=reach)
@@ -141,7 +144,7 @@ class Anchored(Response):
         account = Account(found.iterations, residual, residual <= self.tolerance)
         params = near.flat.params(found.theta)
         facts = {"label_dependence": anchor.label_dependence(train_outputs(task, params))} if self.anchored else {}
-        return Moved(params, task.buffers, account, facts)
+        return Moved(params, task.buffers, account, facts, ready - begun)
 
     def _scale(self, problem: Problem, taken: Float[Tensor, " k"]) -> tuple[Float[Tensor, " k"], Tensor]:
         """What gradient norms are relative to, and which models move at all: an anchored one with nothing taken away stays where it is.
@@ -150,7 +153,8 @@ class Anchored(Response):
         """
         if self.anchored or bool((taken > 0).all()):
             return torch.where(taken > 0, taken, 1.0), taken > 0
-        typical = torch.cat([gradients.square().sum(1) for _, gradients in problem.train_gradients()]).mean().sqrt() / problem.n_train
+        typical = torch.cat([gradients.square().sum(1) for _, gradients in problem.train_gradients()]).mean().sqrt()
+        typical *= abs(self.strength) / problem.n_train
         return torch.where(taken > 0, taken, typical.clamp_min(torch.finfo(taken.dtype).tiny)), torch.ones_like(taken, dtype=torch.bool)
 
 

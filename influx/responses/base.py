@@ -22,9 +22,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from influx import stacking
-from influx.measurements import Loss
 from influx.problem import Problem
-from influx.stacking import Stack, unstack
+from influx.stacking import Stack
 from influx.training import Task, Training
 from influx.training.second_order import Flat
 
@@ -40,12 +39,14 @@ class Account:
 
 @dataclass(frozen=True)
 class Moved:
-    """K models, the account of what was solved for them (None: a training), and facts about the stack."""
+    """K models, the account of what was solved for them (None: a training), facts about the stack, and the seconds that went into what its
+    models share."""
 
     params: Stack
     buffers: Stack
     account: Account | None = None
     facts: dict[str, float] = field(default_factory=dict)
+    shared_seconds: float = 0.0
 
 
 class Response(ABC):
@@ -62,8 +63,9 @@ class Response(ABC):
     proximity: float = 0.0
 
     @abstractmethod
-    def move(self, task: Task, training: Training) -> Moved:
-        """All K models of `task`, whose starts are θ_s; only its trainable parameters move.
+    def move(self, task: Task, training: Training, problem: Problem) -> Moved:
+        """All K models of `task`, whose starts are θ_s; only its trainable parameters move, which are those that `problem` has selected. It
+        is fitted at θ_s too.
 
         Raises:
             NumericalError: an iteration diverges or a curvature is singular; the message names the knob to turn.
@@ -74,12 +76,6 @@ def only(task: Task, models: Tensor | slice) -> Task:
     """Some of the K models."""
     params, buffers = ({name: value[models] for name, value in part.items()} for part in (task.params, task.buffers))
     return replace(task, params=params, buffers=buffers, weights=task.weights[models])
-
-
-def fitted(task: Task, weight_decay: float) -> Problem:
-    """The problem at θ_s over the trainable parameters."""
-    params, buffers = unstack(task.params, 0), unstack(task.buffers, 0)
-    return Problem(task.module, params, buffers, task.examples, task.examples, task.objective, Loss(), weight_decay, task.trainable)
 
 
 def taken_away(task: Task) -> Float[Tensor, "k p"]:

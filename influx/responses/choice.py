@@ -15,7 +15,7 @@ from influx.solvers import Solver
 RETRAIN = Retrained.name
 
 
-def choose(word: str, proximity: float | None, tolerance: float, max_iterations: int, solver: Solver) -> Response:
+def choose(word: str, proximity: float | None, tolerance: float, max_iterations: int, strength: float, solver: Solver) -> Response:
     """The response of this name with the options that are its own.
 
     Raises:
@@ -28,7 +28,7 @@ def choose(word: str, proximity: float | None, tolerance: float, max_iterations:
     if word == Linearised.name:
         return Linearised(solver, float(proximity))
     iterative: type[Anchored] = Bregman if word == Bregman.name else Proximal
-    return iterative(float(proximity), float(tolerance), max_iterations)
+    return iterative(float(proximity), float(tolerance), max_iterations, float(strength))
 
 
 def proximity(word: str, method: str, damping: float | str | None) -> float:

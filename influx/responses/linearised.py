@@ -6,6 +6,7 @@ linearisation error alone; with lissa, cg or ekfac, and the distance between the
 
 from __future__ import annotations
 
+import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,8 +18,10 @@ import torch
 from influx.curvature import Curvature
 from influx.errors import AccuracyWarning, InfluxError
 from influx.problem import Problem
-from influx.responses.base import Account, Moved, Response, fitted, taken_away
+from influx.responses.base import Account, Moved, Response, taken_away
 from influx.solvers import Solver
+from influx.solvers.exact import Exact
+from influx.solvers.factored import FactoredSolver
 from influx.training import Task, Training
 from influx.training.second_order import Flat
 
@@ -33,7 +36,7 @@ KNOBS = {
 
 @dataclass(frozen=True)
 class Linearised(Response):
-    """One solve a model. The same solver and seed as an estimate's give the same answer as that estimate's.
+    """One solve a model.
 
     Args:
         solver: how A⁻¹ is applied.
@@ -60,12 +63,12 @@ class Linearised(Response):
         with in_these_terms():
             self.solver.work(problem, 1)
 
-    def move(self, task: Task, training: Training) -> Moved:
-        problem = fitted(task, training.weight_decay)
+    def move(self, task: Task, training: Training, problem: Problem) -> Moved:
         flat = Flat(task, 0.0)
         theta, taken = flat.start(), taken_away(task)
         asked = taken.norm(dim=1) > 0
         account = Account(torch.zeros(len(theta), dtype=torch.int64), theta.new_zeros(len(theta)), torch.ones(len(theta), dtype=torch.bool))
+        begun = time.perf_counter()
         if bool(asked.any()):
             with in_these_terms():
                 solution = self.solver.solve(Curvature(problem, "ggn", self.proximity), taken[asked].T.contiguous(), task.seed)
@@ -73,7 +76,8 @@ class Linearised(Response):
             here = asked.cpu()
             account.iterations[here], account.converged[here] = solution.iterations.cpu(), solution.converged.cpu()
             account.residual[asked] = solution.residual.to(theta)
-        return Moved(flat.params(theta), task.buffers, account)
+        direct = isinstance(self.solver, Exact | FactoredSolver)  # a factorisation takes the time, whatever the right-hand sides
+        return Moved(flat.params(theta), task.buffers, account, {}, time.perf_counter() - begun if direct else 0.0)
 
 
 @contextmanager

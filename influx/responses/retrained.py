@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from influx.problem import Problem
 from influx.responses.base import Moved, Response
 from influx.training import Task, Training
 
@@ -16,6 +17,6 @@ class Retrained(Response):
     name: ClassVar[str] = "retrain"
     begins: ClassVar[str | None] = None
 
-    def move(self, task: Task, training: Training) -> Moved:
+    def move(self, task: Task, training: Training, problem: Problem) -> Moved:
         fit = training.fit(task)
         return Moved(fit.params, fit.buffers)

@@ -18,6 +18,7 @@ from influx.report.plots import GREY, new_figure
 
 BAND = "#DDDDDD"
 PANEL_KEYS = ("title", "levels", "arms", "statistic", "label", "log")
+FEWEST = 4  # strips for which a panel has room, so that its title has
 REACH = 0.36  # of the distance between two levels: how far an arm's strip may be from its tick
 
 
@@ -28,8 +29,8 @@ class Strips(Figure):
 
     Args:
         axis: the grid axis that the levels are of.
-        panels: what to draw, each a mapping: `title`; `levels`, level -> what its tick says (those without results are left out); and, where
-            they differ from the figure's, `arms`, `statistic`, `label` (of the vertical axis), `log` (true for a logarithmic one).
+        panels: what to draw, each a mapping: `title`; `levels`, level -> what its tick says (those without results are left out); and,
+            where they differ from the figure's, `arms`, `statistic`, `label` (of the vertical axis), `log` (true for a logarithmic one).
         arms: which arms and comparisons to draw, in this order.
         title: of the figure.
         statistic: of the results.
@@ -61,7 +62,7 @@ class Strips(Figure):
         known = set(results[self.axis].astype(str))
         shown = [(panel, {at: said for at, said in panel["levels"].items() if str(at) in known}) for panel in self.panels]
         shown = [(panel, levels) for panel, levels in shown if levels]
-        widths = [max(len(levels) * len(self._arms(panel)), 3) for panel, levels in shown]
+        widths = [max(len(levels) * len(self._arms(panel)), FEWEST) for panel, levels in shown]
         figure = new_figure(min(max(2.6 + 0.5 * sum(widths), 6.5), 12.5), 4.2)
         if not shown:
             return figure
@@ -131,7 +132,14 @@ def draw_strip(dots: pd.DataFrame, mean: pd.DataFrame, ax: Axes, x: float, reach
     ax.plot(x + np.linspace(-reach, reach, len(dots)), dots["value"], ".", color=colour, markersize=5, alpha=0.55, markeredgewidth=0)
     one = mean.iloc[0]
     ax.plot([x, x], [one["low"], one["high"]], color="black", linewidth=1.4, zorder=3)
-    look = {"color": colour, "markersize": 6, "markeredgecolor": "black", "markeredgewidth": 0.8, "linestyle": "none", "zorder": 4}
+    look: dict[str, Any] = {
+        "color": colour,
+        "markersize": 6,
+        "markeredgecolor": "black",
+        "markeredgewidth": 0.8,
+        "linestyle": "none",
+        "zorder": 4,
+    }
     ax.plot([x], [one["mean"]], marker=marker, label=label, **look)
 
 

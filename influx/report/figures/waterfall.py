@@ -1,7 +1,7 @@
 """From one correlation to another, a bar a switch: what each of several defects costs, in one order and whatever the order.
 
-A column of two panels for each level of one grid axis. Above, the waterfall: where the correlation stands after each switch in the stated
-order. Below, what each switch is worth: its share over all orders, and the two ends of what an order can make of it.
+A column of two panels for each level of one grid axis. Above, the waterfall from top to bottom: where the correlation stands after each
+switch in the stated order. Below, what each switch is worth: its share over all orders, and the two ends of what an order can make of it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ from influx.report.plots import BLUE, GREEN, GREY, ORANGE, VERMILLION, new_figur
 COLOURS = (ORANGE, BLUE, GREEN, VERMILLION, "#CC79A7", "#56B4E9")  # Okabe & Ito's
 DARK = "#333333"
 JOIN, NONE = " + ", "none"  # as the results spell sets of switches
-WIDTH = 0.62  # of a bar
+HEIGHT = 0.62  # of a bar
+BACKED = {"facecolor": "white", "edgecolor": "none", "alpha": 0.7, "pad": 1}  # so that a line that reaches a number does not hide it
+NUMBERS = ["mean", "low", "high", "magnitude"]
 
 
 @dataclass(frozen=True)
@@ -49,87 +51,89 @@ class Waterfall(Figure):
 
     def draw(self, points: pd.DataFrame, results: pd.DataFrame, labels: Mapping[str, str]) -> matplotlib.figure.Figure:
         table = points[points["arm"] == self.arm]
-        figure = new_figure(3.3 * len(self.levels) + 0.9, 7.6)
-        upper, lower = figure.subplots(2, len(self.levels), sharex="row", sharey="row", squeeze=False, height_ratios=[1.25, 1])
+        figure = new_figure(2.9 * len(self.levels) + 2.1, 6.6)
+        upper, lower = figure.subplots(2, len(self.levels), sharex="row", sharey="row", squeeze=False)
         for level, above, below in zip(self.levels, upper, lower, strict=True):
             part = table[table[self.axis] == level].set_index("statistic")
             self._fall(part, above)
             above.set_title(level, fontweight="bold")
             self._worth(part, below)
+        stages = [self.ends[0], *(f"+ {said}" for said in self.switches.values()), self.ends[1]]
+        _name_rows(upper[0], stages)
+        _name_rows(lower[0], [*self.switches.values(), *self.also.values()])
         seeds = int(table["n"].max()) if len(table) else 0
-        upper[0][0].set_ylabel(f"Spearman with retraining\nmean over {seeds} seeds")
-        names = [*self.switches.values(), *self.also.values()]
-        lower[0][0].set_yticks(range(len(names)), names)
-        lower[0][0].set_ylim(len(names) - 0.4, -0.6)
-        figure.suptitle(self.title, x=0.01, ha="left")
-        figure.legend(handles=_legend(bool(self.also)), loc="outside lower left", ncols=2)
+        figure.suptitle(f"{self.title} ({seeds} seeds)", x=0.01, ha="left")
+        figure.legend(handles=_legend(), loc="outside lower left", ncols=2)
         return figure
 
     def _fall(self, part: pd.DataFrame, ax: Axes) -> None:
-        """One panel above: bars between what stands before and after each switch."""
-        ax.axhline(0, color=GREY, linewidth=0.6)
-        if self.chance is not None:
-            ax.axhline(self.chance, color=GREY, linewidth=0.8, linestyle=":")
-            ax.text(len(self.switches) + 1.45, self.chance, "|noise|", color=GREY, fontsize=7, ha="right", va="bottom")
+        """One panel above, from top to bottom: a bar from what stands before each switch to what stands after it."""
         stages = [NONE, *(JOIN.join(list(self.switches)[: place + 1]) for place in range(len(self.switches)))]
-        found = [part.reindex([f"mended: {stage}"]).iloc[0] for stage in stages]
-        places = [*range(len(stages) - 1), len(stages)]  # the last stage is drawn twice: as the last switch's end, and as a bar
+        found = [_row(part, f"mended: {stage}") for stage in stages]
+        ax.axvline(0, color=GREY, linewidth=0.6)
+        if self.chance is not None:
+            ax.axvline(self.chance, color=GREY, linewidth=0.8, linestyle=":")
         for place, row in ((0, found[0]), (len(stages), found[-1])):
-            ax.bar(place, row["mean"], WIDTH, color=DARK)
-            _whisker(ax, place, row["low"], row["high"], GREY)
-            ax.text(place, max(row["mean"], row["high"] if np.isfinite(row["high"]) else 0, 0) + 0.03, _number(row["mean"]), ha="center")
+            ax.barh(place, row["mean"], HEIGHT, color=DARK)
+            ax.plot([row["low"], row["high"]], [place, place], color=GREY, linewidth=1)
+            _say(ax, place, f"{row['mean']:.2f}", row["mean"])
         for place, (name, colour) in enumerate(zip(self.switches, COLOURS, strict=False), start=1):
-            before, after = found[place - 1]["mean"], found[place]["mean"]
-            step = part.reindex([f"step: {name}"]).iloc[0]
-            ax.bar(place, after - before, WIDTH, bottom=before, color=colour)
-            _whisker(ax, place, before + step["low"], before + step["high"], DARK)
-            ax.plot([place - 1 + WIDTH / 2, place - WIDTH / 2], [before, before], color=GREY, linewidth=0.7)
-            ax.text(place, -0.42, f"{step['mean']:+.2f}".replace("-", "−"), ha="center", color=DARK)
-        ax.plot([len(stages) - 1 + WIDTH / 2, len(stages) - WIDTH / 2], [found[-1]["mean"]] * 2, color=GREY, linewidth=0.7)
+            before, after, step = found[place - 1]["mean"], found[place]["mean"], _row(part, f"step: {name}")
+            ax.barh(place, after - before, HEIGHT, left=before, color=colour)
+            ax.plot([before + step["low"], before + step["high"]], [place, place], color=DARK, linewidth=1)
+            ax.plot([before, before], [place - 1 + HEIGHT / 2, place - HEIGHT / 2], color=GREY, linewidth=0.7)
+            _say(ax, place, f"{step['mean']:+.2f}", step["mean"])
+        ax.plot([found[-1]["mean"]] * 2, [len(stages) - 1 + HEIGHT / 2, len(stages) - HEIGHT / 2], color=GREY, linewidth=0.7)
         magnitudes = [row["magnitude"] for row in found]
-        ax.plot(places[:-1], magnitudes[:-1], "o", markerfacecolor="white", markeredgecolor=DARK, markersize=5, zorder=3)
-        ax.plot(places[-1:], magnitudes[-1:], "o", markerfacecolor="white", markeredgecolor=DARK, markersize=5, zorder=3)
-        ax.set_xticks(range(len(stages) + 1), [self.ends[0], *self.switches.values(), self.ends[1]], rotation=35, ha="right")
-        ax.set_ylim(-0.5, 1.12)
+        places = [*range(len(stages) - 1), len(stages)]  # the last stage stands on a bar of its own
+        ax.plot(magnitudes, places, "o", markerfacecolor="white", markeredgecolor=DARK, markersize=5, zorder=3)
+        ax.set_xlim(-0.55, 1.4)
+        ax.set_xticks([-0.5, 0, 0.5, 1])
+        ax.set_xlabel("mean Spearman with retraining")
 
     def _worth(self, part: pd.DataFrame, ax: Axes) -> None:
         """One panel below: what each switch is worth first, last, and on average over all orders."""
         ax.axvline(0, color=GREY, linewidth=0.6)
-        for place, (name, colour) in enumerate(zip((*self.switches, *self.also), [*COLOURS, GREY, GREY], strict=False)):
-            colour = colour if name in self.switches else GREY
-            first, last, share = (part.reindex([f"{kind}: {name}"]).iloc[0] for kind in ("first", "last", "share"))
+        colours = dict(zip(self.switches, COLOURS, strict=False))
+        for place, name in enumerate((*self.switches, *self.also)):
+            colour = colours.get(name, GREY)
+            first, last, share = (_row(part, f"{kind}: {name}") for kind in ("first", "last", "share"))
             ax.plot([first["mean"], last["mean"]], [place, place], color=colour, linewidth=5, alpha=0.3, solid_capstyle="butt")
             ax.plot(first["mean"], place, ">", color=colour, markersize=6, markerfacecolor="white")
             ax.plot(last["mean"], place, "<", color=colour, markersize=6)
-            if np.isfinite(share["mean"]):
-                ax.plot([share["low"], share["high"]], [place, place], color=DARK, linewidth=1)
-                ax.plot(share["mean"], place, "D", color=colour, markeredgecolor=DARK, markersize=6, zorder=3)
-            self._say(part, ax, name, place)
-        ax.set_xlabel("gain in Spearman when mended")
-
-    def _say(self, part: pd.DataFrame, ax: Axes, name: str, place: int) -> None:
-        percent = part.reindex([f"percent: {name}"]).iloc[0]["mean"]
-        if np.isfinite(percent):
-            ax.text(1.0, place - 0.3, f"{percent:.0f} %".replace("-", "−"), transform=ax.get_yaxis_transform(), ha="right", fontsize=8)
+            ax.plot([share["low"], share["high"]], [place, place], color=DARK, linewidth=1)
+            ax.plot(share["mean"], place, "D", color=colour, markeredgecolor=DARK, markersize=6, zorder=3)
+            percent = _row(part, f"percent: {name}")["mean"]
+            _say(ax, place, f"{round(percent) if np.isfinite(percent) else 0} %", percent)
+        ax.set_xlim(-0.55, 1.4)
+        ax.set_xticks([-0.5, 0, 0.5, 1])
+        ax.set_xlabel("Spearman gained when mended")
 
 
-def _whisker(ax: Axes, place: float, low: float, high: float, colour: str) -> None:
-    if np.isfinite(low) and np.isfinite(high):
-        ax.plot([place, place], [low, high], color=colour, linewidth=1)
+def _row(part: pd.DataFrame, statistic: str) -> pd.Series:
+    """One statistic's numbers, all NaN where there are none."""
+    return part[NUMBERS].reindex([statistic]).iloc[0].astype(float)
 
 
-def _number(value: float) -> str:
-    return f"{value:.2f}".replace("-", "−") if np.isfinite(value) else ""
+def _say(ax: Axes, place: float, words: str, value: float) -> None:
+    """A number in the column at the right edge of a row."""
+    if np.isfinite(value):
+        at = ax.get_yaxis_transform()
+        ax.text(0.995, place, words.replace("-", "\u2212"), transform=at, ha="right", va="center", fontsize=8, bbox=BACKED)
 
 
-def _legend(also: bool) -> list[Line2D]:
-    others = " (grey: other defects)" if also else ""
+def _name_rows(ax: Axes, names: Sequence[str]) -> None:
+    ax.set_yticks(range(len(names)), names)
+    ax.set_ylim(len(names) - 0.4, -0.6)
+
+
+def _legend() -> list[Line2D]:
     said = {
-        "above: change in this order, paired 95 % interval": ("s", DARK),
-        "mean |Spearman| at that stage": ("o", "white"),
-        "below: share over all orders, 95 % interval; % of what is lost": ("D", DARK),
-        "gain when it alone is mended": (">", "white"),
-        f"loss when it alone is left{others}": ("<", DARK),
+        "above: where each switch takes the mean, line: paired 95 % interval of the step": ("s", DARK),
+        "above: mean |Spearman| at that stage (dotted: unrelated scores)": ("o", "white"),
+        "below: share over all orders, line: 95 % interval, number: part of what is lost": ("D", DARK),
+        "below: gain when it alone is mended": (">", "white"),
+        "below: loss when it alone is left (grey: defects outside the order)": ("<", DARK),
     }
     return [
         Line2D([], [], linestyle="", marker=marker, color=DARK, markerfacecolor=face, label=label) for label, (marker, face) in said.items()
