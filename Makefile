@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo install test test-all test-clusters check bench bench-neighbours clean
+.PHONY: help demo reproduce install test test-all test-clusters check bench bench-neighbours clean
 
 help:  ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -21,6 +21,9 @@ install: $(VENV)/installed-run  ## a virtual environment in .venv with influx in
 
 demo: $(VENV)/installed-run  ## the main job on real data: influx validate
 	$(BIN)/influx validate
+
+reproduce: $(VENV)/installed-run  ## the published studies, claim by claim, at their quick scale
+	$(BIN)/influx reproduce study=all
 
 test: $(VENV)/installed-dev  ## the tests, in under five minutes on two cores
 	$(BIN)/python -m pytest -n 2 --dist loadfile
@@ -47,4 +50,4 @@ bench-neighbours: $(VENV)/installed-dev  ## estimators against kronfluence, capt
 	$(BIN)/python benchmarks/estimators.py
 
 clean:  ## remove the environment and every run
-	rm -rf $(VENV) outputs/train outputs/estimate outputs/validate outputs/store
+	rm -rf $(VENV) outputs/train outputs/estimate outputs/validate outputs/reproduce outputs/store

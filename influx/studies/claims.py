@@ -115,7 +115,7 @@ class Claim:
         return {key: row[key] for key in COLUMNS}, [{"claim": self.claim, **row} for row in cells]
 
     def _said(self, verdict: str, ceiling: float) -> str:
-        said = [self.explanation] if verdict == FAILED else []
+        said = [] if verdict == REPRODUCED else [self.explanation]
         if verdict == OPEN:
             said.append("Its interval holds the threshold: more seeds would tell (seeds=...).")
         if ceiling < LOW_CEILING:
