@@ -161,7 +161,7 @@ RULES: dict[str, Rule] = {
     "method.precision": choice("float32", "float64"),
     "method.bias": choice("fixed", "moving", "dropped"),
     "method.weight_decay": choice("left_out", "inside"),
-    "method.inverse": choice("dense", "solve", "lissa", "lissa_summed"),
+    "method.inverse": choice("dense", "eigen", "solve", "lissa", "lissa_summed"),
     "method.depth": whole(1),
     "method.scale": number(above=0),
     "method.shrink": number(at_least=0, below=1),

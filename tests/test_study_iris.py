@@ -27,7 +27,7 @@ from influx.studies.switches import Switches, parse, shares, subsets, write
 
 CONF = Path(__file__).parents[1] / "conf"
 NAMES = ("fragility_iris_depth", "fragility_iris_width", "fragility_causes")
-ORDER = ["float64", "solved", "weight decay", "bias", "retraining"]
+ORDER = ["solved", "weight decay", "bias", "retraining"]
 NETWORKS = ["depth 1, width 5", "depth 8, width 5", "depth 1, width 50"]
 EXACT = 1e-12  # sums of a few numbers below 1 in float64
 
@@ -92,14 +92,14 @@ def test_only_jobs_about_the_same_examples_can_be_crossed(tmp_path: Path) -> Non
 
 
 def test_shares_of_an_additive_loss_are_its_terms() -> None:
-    worth = dict(zip(ORDER, (0.3, 0.2, -0.1, 0.4, 0.1), strict=True))
+    worth = dict(zip(ORDER, (0.3, 0.2, -0.1, 0.5), strict=True))
     found = shares(ORDER, {mended: 0.05 + sum(worth[name] for name in mended) for mended in subsets(ORDER)})
     assert found == pytest.approx(worth, abs=EXACT)
 
 
 def test_shares_of_what_needs_two_switches_are_halves() -> None:
     found = shares(ORDER, {mended: 0.8 * ({"bias", "retraining"} <= mended) for mended in subsets(ORDER)})
-    assert found == pytest.approx({"float64": 0, "solved": 0, "weight decay": 0, "bias": 0.4, "retraining": 0.4}, abs=EXACT)
+    assert found == pytest.approx({"solved": 0, "weight decay": 0, "bias": 0.4, "retraining": 0.4}, abs=EXACT)
 
 
 def test_shares_are_the_mean_over_all_orders() -> None:
@@ -115,7 +115,7 @@ def test_shares_are_the_mean_over_all_orders() -> None:
 def test_sets_of_switches_are_read_as_they_are_written() -> None:
     assert {parse(write(mended, ORDER)) for mended in subsets(ORDER)} == set(subsets(ORDER))
     assert write(frozenset(), ORDER) == "none"
-    assert write(frozenset({"retraining", "float64"}), ORDER) == "float64 + retraining"
+    assert write(frozenset({"retraining", "bias"}), ORDER) == "bias + retraining"
 
 
 ESTIMATES = {"none": "published", "precise": "precise"}
@@ -131,7 +131,7 @@ def switched(tmp_path: Path) -> tuple[Switches, dict[str, dict[int, Path]]]:
         arm: {seed: write_job(tmp_path / arm / str(seed), rng.normal(size=(15, 1)), rng.normal(size=(8, 1)), removed) for seed in (0, 1)}
         for arm in ("published", "precise", "matched", "shuffled")
     }
-    return Switches(["precise", "retraining"], ESTIMATES, TRUTHS, {"shuffled index": "shuffled"}), folders
+    return Switches(["precise", "retraining"], ESTIMATES, TRUTHS, {"other": "shuffled"}, {"shuffled index": "shuffled"}), folders
 
 
 def test_every_number_about_a_switch_is_a_difference_of_correlations(switched: tuple[Switches, dict[str, dict[int, Path]]]) -> None:
@@ -154,6 +154,7 @@ def test_every_number_about_a_switch_is_a_difference_of_correlations(switched: t
             "step: retraining": end - v["precise", "published"],
             "first: retraining": v["published", "matched"] - start,
             "last: precise": end - v["published", "matched"],
+            "first: other": v["shuffled", "published"] - start,
             "last: shuffled index": end - v["shuffled", "matched"],
             "share: precise": (v["precise", "published"] - start + end - v["published", "matched"]) / 2,
         }
@@ -197,7 +198,7 @@ def test_a_contrast_weighs_what_all_seeds_have() -> None:
 def test_a_scale_may_give_an_arm_a_grid_of_its_own() -> None:
     made = study("fragility_iris_depth")
     depths = {scale: {job.point["model.depth"] for job in made.jobs(scale) if job.arm == "swa"} for scale in ("quick", "paper")}
-    assert depths == {"quick": {1, 8}, "paper": set(range(1, 9))}
+    assert depths == {"quick": {1}, "paper": set(range(1, 9))}
     node = yaml.safe_load((CONF / "study" / "fragility_iris_depth.yaml").read_text())
     node["scales"]["quick"]["arms"] = {"sw": {}}
     with pytest.raises(InfluxError, match=r"scales.quick.arms names 'sw'; .* Did you mean 'swa'"):
@@ -243,7 +244,7 @@ def fabricated(name: str, value: float, changes: dict[tuple[Any, ...], float]) -
     arms = {compared: made.compare[compared].arms[0] for compared in made.compare}
     held += [(compared, point) for compared, arm in arms.items() for key, point in points.items() if key[0] == arm]
     switches = [f"mended: {write(mended, ORDER)}" for mended in subsets(ORDER)] + ["lost"]
-    names = [*ORDER, "bias dropped", "shuffled index"]
+    names = [*ORDER, "bias dropped", "float64"]
     switches += [f"{kind}: {x}" for kind in ("step", "first", "last", "share", "percent") for x in names]
     rows = []
     for arm, point in held:
@@ -316,8 +317,8 @@ def test_the_waterfall_stands_where_the_correlations_are() -> None:
     """Bars begin where the switches before end, and the last one ends at the matched correlation."""
     figure = study("fragility_causes").figure
     assert isinstance(figure, Waterfall)
-    stages = ["none", *(" + ".join(ORDER[:k]) for k in range(1, 5))]
-    levels = dict(zip(stages, (0.1, 0.15, 0.2, 0.7, 0.65), strict=True))
+    stages = ["none", *(" + ".join(ORDER[:k]) for k in range(1, 4))]
+    levels = dict(zip(stages, (0.1, 0.15, 0.7, 0.65), strict=True))
     changes: dict[tuple[Any, ...], float] = {("causes", None, f"mended: {said}"): value for said, value in levels.items()}
     changes[("causes", None, f"mended: {' + '.join(ORDER)}")] = 0.98
     results = fabricated("fragility_causes", 0.0, changes)
@@ -326,7 +327,7 @@ def test_the_waterfall_stands_where_the_correlations_are() -> None:
     upper = drawn.axes[0]
     spans = sorted((bar.get_y(), *sorted((bar.get_x(), bar.get_x() + bar.get_width()))) for bar in upper.patches)
     assert [span[1:] for span in spans] == [
-        pytest.approx(pair) for pair in ((0, 0.1), (0.1, 0.15), (0.15, 0.2), (0.2, 0.7), (0.65, 0.7), (0.65, 0.98), (0, 0.98))
+        pytest.approx(pair) for pair in ((0, 0.1), (0.1, 0.15), (0.15, 0.7), (0.65, 0.7), (0.65, 0.98), (0, 0.98))
     ]
     assert [ax.get_title(loc="left") for ax in drawn.axes[:3]] == NETWORKS
     said = {text.get_text() for ax in drawn.axes for text in ax.texts}
@@ -334,14 +335,14 @@ def test_the_waterfall_stands_where_the_correlations_are() -> None:
 
 
 def test_lines_break_where_an_arm_has_no_jobs() -> None:
-    """SWA at depths 1 and 8 only: two points and no line through depths 2 and 4; the last panel repeats a group in absolute values."""
-    results = fabricated("fragility_iris_depth", -0.4, {("swa", 8, None): 0.3})
+    """SWA at one depth only: no line to the others; the last panel repeats a group in absolute values."""
+    results = fabricated("fragility_iris_depth", -0.4, {("swa", 1, None): -0.3})
     with style():
         drawn = study("fragility_iris_depth").figure.draw(over_seeds(results), results, {})
     signed, absolute = drawn.axes[1].lines, drawn.axes[2].lines
     swa = next(line for line in signed if line.get_color() == absolute[2].get_color())
-    assert swa.get_ydata() == pytest.approx([-0.4, math.nan, math.nan, 0.3], nan_ok=True)
-    assert absolute[2].get_ydata() == pytest.approx([0.4, math.nan, math.nan, 0.3], nan_ok=True)
+    assert swa.get_ydata() == pytest.approx([-0.3, math.nan, math.nan, math.nan], nan_ok=True)
+    assert absolute[2].get_ydata() == pytest.approx([0.3, math.nan, math.nan, math.nan], nan_ok=True)
     assert [ax.get_title(loc="left") for ax in drawn.axes] == ["regular Hessian", "as published", "as published: |Spearman|"]
     assert [text.get_text() for text in drawn.axes[0].get_xticklabels()] == ["1", "2", "4", "8"]
 

@@ -36,7 +36,7 @@ from influx.solvers.base import Solution, products, relative_residual
 
 DROPOUT = nn.modules.dropout._DropoutNd
 RESIDUAL = 1e-2  # relative; above it a solve is reported as not converged
-DIRECT = ("dense", "solve")  # what factorises the whole matrix
+DIRECT = ("dense", "eigen", "solve")  # what factorises the whole matrix
 COPIES = 5  # P-vectors that a solve holds for each right-hand side
 
 
@@ -59,8 +59,9 @@ class AsPublished(Estimator):
         curvature: "hessian", "ggn", or "fisher".
         weight_decay: "left_out" of C, or "inside" it as λI.
         damping: δ ≥ 0, added to C's diagonal.
-        inverse: "dense" (C inverted, as released), "solve" (its equations solved: the same but for rounding, and an inverse is
-            all rounding along C's zero eigenvalues), "lissa" (below), or "lissa_summed" (the sum of h_1 ... h_T, not the last).
+        inverse: "dense" (C inverted, as released), "eigen" (inverted by way of its eigenvalues), "solve" (its equations solved), "lissa"
+            (below), or "lissa_summed" (the sum of its iterates h_1 ... h_T, not the last). The first three are the same but for
+            rounding, which is all that there is to an inverse along C's zero eigenvalues.
         depth: T, most steps of lissa.
         scale: σ of lissa.
         shrink: d of lissa, `h_0 = v; h_t = v + (1 − d) h_{t−1} − C h_{t−1}/σ`, answer h_T/σ: its fixed point is (C + dσ I)⁻¹ v, so that d
@@ -220,7 +221,7 @@ class AsPublished(Estimator):
 
     def _solve(self, matrix: Curvature, rhs: Float[Tensor, "p m"], kept: dict[str, Tensor]) -> Solved:
         if self.inverse in DIRECT:
-            return _dense(matrix, rhs, kept, inverted=self.inverse == "dense")
+            return _dense(matrix, rhs, kept, self.inverse)
         return self._lissa(matrix, rhs)
 
     def _lissa(self, matrix: Curvature, rhs: Float[Tensor, "p m"]) -> Solved:
@@ -245,16 +246,15 @@ class AsPublished(Estimator):
         return Solved(Solution(x, steps, residual, residual <= RESIDUAL, shift), {})
 
 
-def _dense(matrix: Curvature, rhs: Float[Tensor, "p m"], kept: dict[str, Tensor], *, inverted: bool) -> Solved:
+def _dense(matrix: Curvature, rhs: Float[Tensor, "p m"], kept: dict[str, Tensor], way: str) -> Solved:
     """By the inverse itself, or by solving; `kept` holds matrix and inverse between blocks of right-hand sides."""
     if not kept:
         formed = matrix.dense()
-        inverse, failed = torch.linalg.inv_ex(formed)
-        if int(failed) or not bool(torch.isfinite(inverse).all()):
+        kept |= {"matrix": formed, "inverse": _inverse(formed, way), "eigenvalues": torch.linalg.eigvalsh(formed.double())}
+        if not bool(torch.isfinite(kept["inverse"]).all()):
             raise NumericalError(_remedy(f"the {matrix.kind} has no inverse in {str(formed.dtype).removeprefix('torch.')}"))
-        kept |= {"matrix": formed, "inverse": inverse, "eigenvalues": torch.linalg.eigvalsh(formed.double())}
         _warn_of_rounding(matrix.kind, formed, kept["eigenvalues"])
-    x = kept["inverse"] @ rhs if inverted else torch.linalg.solve(kept["matrix"], rhs)
+    x = torch.linalg.solve(kept["matrix"], rhs) if way == "solve" else kept["inverse"] @ rhs
     eigenvalues = kept["eigenvalues"]
     lengths = rhs.norm(dim=0)
     residual = torch.where(lengths > 0, (rhs - kept["matrix"] @ x).norm(dim=0) / lengths.clamp_min(torch.finfo(x.dtype).tiny), 0.0)
@@ -265,6 +265,15 @@ def _dense(matrix: Curvature, rhs: Float[Tensor, "p m"], kept: dict[str, Tensor]
     }
     steps = torch.full((rhs.shape[1],), matrix.size)
     return Solved(Solution(x, steps, residual, residual <= RESIDUAL, matrix.shift, facts["smallest_eigenvalue"]), facts)
+
+
+def _inverse(formed: Float[Tensor, "p p"], way: str) -> Float[Tensor, "p p"]:
+    """Not finite where there is none."""
+    if way == "eigen":
+        values, vectors = torch.linalg.eigh(formed)
+        return (vectors / values) @ vectors.T
+    inverse, failed = torch.linalg.inv_ex(formed)
+    return torch.full_like(formed, torch.nan) if int(failed) else inverse
 
 
 def _warn_of_rounding(kind: str, formed: Float[Tensor, "p p"], eigenvalues: Float[Tensor, " p"]) -> None:

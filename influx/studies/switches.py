@@ -38,7 +38,8 @@ class Switches(Comparison):
         order: the switches, from as published to matched.
         estimates: sets of mended switches that the estimate knows ("none", "A", "A + B" ...) -> the arm whose influence has them mended.
         truths: the same for the switches of the retraining. Every set of all switches is one of `estimates` with one of `truths`.
-        also: other defects -> the arm that has this one alone: `last` against everything mended.
+        alone: defects outside the order -> the arm whose estimate has this one alone mended: `first`, against nothing mended.
+        left: defects outside the order -> the arm whose estimate has this one alone left: `last`, against everything mended.
         statistic: "spearman" or "pearson".
 
     `percent` is a seed's share over the mean of what is lost over the seeds, in per cent: a ratio of each seed's own would have a
@@ -48,7 +49,8 @@ class Switches(Comparison):
     order: Sequence[str]
     estimates: Mapping[str, str]
     truths: Mapping[str, str]
-    also: Mapping[str, str] = field(default_factory=dict)
+    alone: Mapping[str, str] = field(default_factory=dict)
+    left: Mapping[str, str] = field(default_factory=dict)
     statistic: str = "spearman"
 
     def __post_init__(self) -> None:
@@ -60,7 +62,7 @@ class Switches(Comparison):
 
     @property
     def arms(self) -> tuple[str, ...]:
-        return tuple(dict.fromkeys((*self.estimates.values(), *self.truths.values(), *self.also.values())))
+        return tuple(dict.fromkeys((*self.estimates.values(), *self.truths.values(), *self.alone.values(), *self.left.values())))
 
     def rows(self, folders: Folders) -> list[dict[str, Any]]:
         seeds = sorted(set.intersection(*(set(folders[arm]) for arm in self.arms)))
@@ -78,7 +80,6 @@ class Switches(Comparison):
             for t, truth in self.truths.items()
         }
         every = frozenset(self.order)
-        matched = folders[next(truth for name, truth in self.truths.items() if parse(name) == every & self._of_truth())]
         made = {f"mended: {write(mended, self.order)}": number for mended, number in value.items()}
         made["lost"] = value[every] - value[frozenset()]
         for place, name in enumerate(self.order):
@@ -87,12 +88,16 @@ class Switches(Comparison):
             made[f"first: {name}"] = value[frozenset({name})] - value[frozenset()]
             made[f"last: {name}"] = value[every] - value[every - {name}]
         made |= {f"share: {name}": share for name, share in shares(self.order, value).items()}
-        return made | {
-            f"last: {name}": value[every] - correlation(folders[arm], matched)[self.statistic] for name, arm in self.also.items()
-        }
+        for name, arm in self.alone.items():
+            made[f"first: {name}"] = correlation(folders[arm], folders[self._truth(frozenset())])[self.statistic] - value[frozenset()]
+        for name, arm in self.left.items():
+            made[f"last: {name}"] = value[every] - correlation(folders[arm], folders[self._truth(every)])[self.statistic]
+        return made
 
-    def _of_truth(self) -> Mended:
-        return frozenset().union(*map(parse, self.truths))
+    def _truth(self, mended: Mended) -> str:
+        """The arm whose retraining has all its switches mended, or none."""
+        of_truths = frozenset().union(*map(parse, self.truths))
+        return next(arm for name, arm in self.truths.items() if parse(name) == mended & of_truths)
 
 
 def shares(names: Sequence[str], value: Mapping[Mended, float]) -> dict[str, float]:
