@@ -266,8 +266,8 @@ class Retraining:
     def run(self, experiment: Experiment, base: Trained, sets: Removals, seed: int, store: Store, plan: Plan | None = None) -> Truth:
         """The models without each of `sets`, for every seed, by `plan` (null: makes one). Finished shards are stored and never made again.
 
-        Cost: (n_removed + shards of a seed) x n_seeds trainings (or solves of a response), and one for the control; memory: one stack a
-        worker.
+        Cost: (n_removed + shards of a seed) x n_seeds trainings (or solves of a response), from scratch one more for the control; memory:
+        one stack a worker.
 
         Raises:
             NumericalError: a training has diverged.
@@ -281,11 +281,11 @@ class Retraining:
         results = finished(shards, store, self.workers, self.backend, self.cluster)
         for _, (at, found, stored) in zip(progress(range(len(shards)), "retraining shards"), results, strict=True):
             gathering.add(at, found, stored)
-        truth = gathering.truth(seed, self._control(experiment, base, seed, gathering.drift, store))
+        truth = gathering.truth(seed, self._control(experiment, base, seed, gathering, store))
         self._warn_of_solves(truth)
         return truth
 
-    def _control(self, experiment: Experiment, base: Trained, seed: int, in_stacks: float, store: Store) -> Control:
+    def _control(self, experiment: Experiment, base: Trained, seed: int, gathering: Gathering, store: Store) -> Control:
         alone = Shard(self.recipe, experiment, Removals(()), Draw(seed, seed), base, side_by_side=True)
 
         def again() -> dict[str, Tensor]:
@@ -293,10 +293,14 @@ class Retraining:
             moved = torch.stack([(found.params[name][0] - base.params[name]).abs().max() for name in base.params]).max()
             return {"moved": moved, "values": experiment.measure(task.module, found.params, found.buffers)[0]}
 
-        found, _ = store.fetch("control", alone.key, again, f"{experiment.about}, seed {seed}, nothing removed")
-        moved, drift = found["moved"].item(), found["values"].double().cpu().numpy() - measured(experiment, base)
+        if self.recipe.start == "warm" and not self.recipe.response.anchored:  # those cost nothing
+            moved, values = gathering.unchanged["moved"], gathering.unchanged["values"][0]
+        else:
+            found, _ = store.fetch("control", alone.key, again, f"{experiment.about}, seed {seed}, nothing removed")
+            moved, values = found["moved"], found["values"]
+        drift = values.double().cpu().numpy() - measured(experiment, base)
         size = np.abs(drift)
-        return Control(moved, float(size.max()), float(drift.mean()), float(np.median(size)), in_stacks)
+        return Control(moved.item(), float(size.max()), float(drift.mean()), float(np.median(size)), gathering.drift)
 
     def _warn_of_solves(self, truth: Truth) -> None:
         missed = [row["residual"] for row in truth.solves if not row["converged"]]

@@ -114,13 +114,17 @@ class Shard:
     def retrain(self) -> dict[str, Tensor]:
         """`values` [k + 1, n_test]: measurements of the stack's models, the first with nothing left out.
 
-        Of what was solved for also `iterations`, `residual` and `converged` [k + 1], and facts about the stack; with keep=responses
-        `outputs` [k + 1, n_train, out] on the training rows and `parameters` [k + 1, P], all of them.
+        From θ_s also `moved`, the largest change of a parameter of the first model. Of what was solved for also `iterations`, `residual`
+        and `converged` [k + 1], and facts about the stack; with keep=responses `outputs` [k + 1, n_train, out] on the training rows and
+        `parameters` [k + 1, P], all of them.
         """
         task, moved = self.move()
         found = {"values": self.experiment.measure(task.module, moved.params, moved.buffers)}
         if moved.account is not None:
             found |= vars(moved.account)
+        if self.recipe.start == "warm":
+            changes = [(moved.params[name][0] - value).abs().max() for name, value in self.base.params.items()]
+            found["moved"] = torch.stack(changes).max()
         found |= {f"facts/{name}": torch.tensor(value, dtype=torch.float64) for name, value in moved.facts.items()}
         if self.recipe.keep == "responses":
             found["outputs"] = train_outputs(task, moved.params)

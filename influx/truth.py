@@ -25,9 +25,9 @@ from influx.shards import Shard
 class Control:
     """Retraining with nothing left out, against the trained model.
 
-    All but the last are of a model alone: from scratch on a CPU exactly 0; from the optimum the drift of further training, which every
-    retrained model shares (the median is of magnitudes). The last is of the models with nothing left out inside the first seed's stacks:
-    from scratch it is what rounding does to a change.
+    From scratch all but the last are of a model alone: exactly 0 on a CPU. From the optimum they are of the first stack's model: the drift
+    of further training, which every retrained model shares (the median is of magnitudes). The last is of the models with nothing left out
+    inside the first seed's stacks: from scratch it is what rounding does to a change.
     """
 
     largest_parameter_change: float
@@ -90,6 +90,7 @@ class Gathering:
         self.models: dict[str, tuple[np.ndarray, np.ndarray]] = {}  # by name: of each removal, and of the reference
         self.facts: dict[str, float] = {}
         self.drift, self.reused = 0.0, 0
+        self.unchanged: Mapping[str, Tensor] = {}  # what the first shard found
 
     def _empty(self, *shape: int, dtype: Any = float) -> np.ndarray:
         return np.empty((self.seeds * len(self.sets), *shape), dtype)
@@ -104,6 +105,8 @@ class Gathering:
             self.full[s] = reference
         self.drift = max(self.drift, float(np.abs(values[0] - self.trained[0]).max()) if s == 0 else 0.0)
         self.reused += stored
+        if at == 0:
+            self.unchanged = found
         if "converged" in found:
             self.accounts[at] = {name: found[name] for name in ("iterations", "residual", "converged")}
         for name in (name for name in found if name.startswith("facts/")):

@@ -29,7 +29,7 @@ from influx.problem import Examples, Problem
 from influx.quasi_newton import MEMORY, Evaluated, Minimum, Smooth, Solve, minimise, rounding
 from influx.responses.base import Account, Moved, Response, only, taken_away, train_outputs
 from influx.responses.divergence import Anchor, FromAnchor
-from influx.stacking import blocks
+from influx.stacking import blocks, unstack
 from influx.training import Task, Training
 from influx.training.backprop import Backprop, backprop
 from influx.training.second_order import Flat
@@ -136,15 +136,27 @@ class Anchored(Response):
         begun = ready = time.perf_counter()
         if bool(moves.any()):
             inverse, ready = preconditioner(problem, self.proximity), time.perf_counter()
-            some = near.only(moves)
-            reach = FAR / near.weight  # gradient over the least curvature: an upper bound of the first-order response
-            made = minimise(some, some.start, inverse, self.tolerance * scale[moves], self.max_iterations, strict=True, reach=reach)
+            made = self._minimise(near.only(moves), problem, inverse, self.tolerance * scale[moves])
             found.theta[moves], found.gradient_norm[moves], found.iterations[moves] = made.theta, made.gradient_norm, made.iterations
         residual = found.gradient_norm / scale
         account = Account(found.iterations, residual, residual <= self.tolerance)
         params = near.flat.params(found.theta)
         facts = {"label_dependence": anchor.label_dependence(train_outputs(task, params))} if self.anchored else {}
         return Moved(params, task.buffers, account, facts, ready - begun)
+
+    def _minimise(self, near: Near, problem: Problem, inverse: Solve | None, tolerance: Float[Tensor, " k"]) -> Minimum:
+        reach = FAR / near.weight  # gradient over the least curvature: an upper bound of the first-order response
+        if self.anchored:
+            return minimise(near, near.start, inverse, tolerance, self.max_iterations, strict=True, reach=reach)
+        first = torch.arange(len(tolerance), device=tolerance.device) == 0  # with nothing taken away: a way that all have in common
+        alone = near.only(first)
+        common = minimise(alone, alone.start, inverse, tolerance[first], self.max_iterations, strict=True, reach=reach)
+        params = unstack(near.flat.params(common.theta, first.nonzero().squeeze(1)), 0)
+        inverse = preconditioner(problem.at(params), self.proximity)
+        start = common.theta.expand_as(near.start).contiguous()
+        made = minimise(near, start, inverse, tolerance, self.max_iterations, strict=True, reach=reach)
+        made.iterations[first] += common.iterations
+        return made
 
     def _scale(self, problem: Problem, taken: Float[Tensor, " k"]) -> tuple[Float[Tensor, " k"], Tensor]:
         """What gradient norms are relative to, and which models move at all: an anchored one with nothing taken away stays where it is.

@@ -4,6 +4,9 @@
 
 With p = 0 it is the warm-started objective solved to the end. Unlike the PBO's, its minimum with nothing left out is θ_s only if θ_s is a
 minimum of J; and J need not be convex near θ_s, so the local minimum below θ_s is what is found.
+
+1. Departure from the definition, which starts every removal at θ_s: the minimum with nothing left out is found from there once, and the
+   others start from it. They then differ by what is left out, not by the way down.
 """
 
 from __future__ import annotations
