@@ -144,7 +144,7 @@ def test_an_output_folder_below_a_file(run_influx: Run, tmp_path: Path) -> None:
 
 
 def test_a_missing_configuration_folder(run_influx: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("influx.app.__file__", str(tmp_path / "site/influx/app.py"))
+    monkeypatch.setattr("influx.configuration.__file__", str(tmp_path / "site/influx/app.py"))
     check_refusal(run_influx("train", cwd=tmp_path), r"the configuration folder conf/ is missing from .*site/influx and from .*site")
 
 

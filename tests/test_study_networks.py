@@ -176,7 +176,7 @@ def fabricated(name: str, changed: dict[tuple[str, str, str], float] | None = No
 
 def verdicts(name: str, changed: dict[tuple[str, str, str], float] | None = None) -> dict[str, str]:
     results = fabricated(name, changed)
-    return {claim.claim: claim.judge(results)[0]["verdict"] for claim in study(name).claims}
+    return {claim.claim: claim.judge(results, 2)[0]["verdict"] for claim in study(name).claims}
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -215,7 +215,7 @@ def test_each_claim_fails_where_it_should(name: str, where: tuple[str, str, str]
 def test_a_claim_without_results_is_open(name: str) -> None:
     results = fabricated(name)
     for claim in study(name).claims:
-        assert claim.judge(results[results["arm"] == "none"])[0]["verdict"] == OPEN
+        assert claim.judge(results[results["arm"] == "none"], 2)[0]["verdict"] == OPEN
 
 
 # -------------------------------------------------------------------------------------------------------------- figures

@@ -154,7 +154,7 @@ def fabricated(level: dict[str, float]) -> pd.DataFrame:
 
 def verdicts(level: dict[str, float]) -> dict[str, str]:
     results = fabricated(level)
-    return {claim.claim: claim.judge(results)[0]["verdict"] for claim in study("pbrf_decomposition").claims}
+    return {claim.claim: claim.judge(results, 2)[0]["verdict"] for claim in study("pbrf_decomposition").claims}
 
 
 def test_every_claim_holds_on_results_in_which_it_should() -> None:
@@ -185,7 +185,7 @@ def test_each_claim_fails_where_it_should(where: str, value: float, claim: str) 
 def test_a_claim_without_results_is_open() -> None:
     results = fabricated({})
     for claim in study("pbrf_decomposition").claims:
-        assert claim.judge(results[results["arm"] == "none"])[0]["verdict"] == OPEN
+        assert claim.judge(results[results["arm"] == "none"], 2)[0]["verdict"] == OPEN
 
 
 # ------------------------------------------------------------------------------------------------- agreement, seed by seed
@@ -247,12 +247,12 @@ def test_the_prediction_for_a_group_is_the_sum_of_its_members(tmp_path: Path) ->
 
 
 def test_a_truth_is_held_against_its_other_seeds(tmp_path: Path) -> None:
-    change = np.random.default_rng(7).normal(size=(5, 3, 2))
-    held = truth(tmp_path / "truth", change, [1, 2, 3, 4, 5])
-    made = ColumnAgreement("truth").rows({"truth": dict.fromkeys(SEEDS, held)})
-    for seed in SEEDS:  # of two seeds each is the other's only partner
-        mine = found([row for row in made if row["seed"] == seed])
-        assert mine == pytest.approx(by_hand(change[:, :, 0], change[:, :, 1]), rel=1e-12)
+    change = np.random.default_rng(7).normal(size=(5, 3, 3))
+    held = truth(tmp_path / "truth", change, [1, 2, 3, 4, 5], seeds=(4, 5, 6))
+    made = pd.DataFrame(ColumnAgreement("truth").rows({"truth": dict.fromkeys((4, 5, 6), held)}))
+    pairs = [by_hand(change[:, :, a], change[:, :, b]) for a in range(3) for b in range(a)]
+    for kind, values in made.groupby("statistic")["value"]:  # pseudo-values, whose mean is that of the pairs
+        assert values.mean() == pytest.approx(np.mean([pair[kind] for pair in pairs]), rel=1e-12)
 
 
 def test_one_seed_has_nothing_to_agree_with(tmp_path: Path) -> None:
