@@ -22,25 +22,13 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 
 from influx import rules
+from influx.configuration import conf_dir
 from influx.errors import InfluxError, nearest
 
 log = logging.getLogger("influx")
 
 _traceback_wanted: ContextVar[bool] = ContextVar("traceback_wanted", default=False)
 _sweep_folder: ContextVar[Path | None] = ContextVar("sweep_folder", default=None)
-
-
-def conf_dir() -> Path:
-    """The folder of the configuration: in the package (a wheel), else beside it (a checkout).
-
-    Raises:
-        InfluxError: neither is there.
-    """
-    package = Path(__file__).resolve().parent
-    for place in (package / "conf", package.parent / "conf"):
-        if (place / "base.yaml").is_file():
-            return place
-    raise InfluxError(f"the configuration folder conf/ is missing from {package} and from {package.parent}: install influx again.")
 
 
 def launch(command: str, arguments: list[str]) -> int:
@@ -193,12 +181,13 @@ def rerun(arguments: list[str]) -> int:
         raise InfluxError(f"{arguments[0]} is not a run folder: it has no run.json and .hydra/config.yaml.")
     try:
         said = json.loads(record.read_text())
-        command, choices = said["command"], said["choices"] if said["command"] != "reproduce" else {}
+        command, words = said["command"], said["overrides"]
+        choices = {} if command == "reproduce" else said["choices"]
     except (ValueError, KeyError) as error:
         raise InfluxError(f"{record} is damaged: it does not say what was run.") from error
     given = {word.lstrip("+~").partition("=")[0] for word in arguments[1:]}
     if command == "reproduce":  # its jobs are composed from today's files, by the same words
-        return launch(command, [*arguments[1:], *(word for word in said["overrides"] if word.partition("=")[0] not in given)])
+        return launch(command, [*arguments[1:], *(word for word in words if word.partition("=")[0] not in given)])
     chosen = ",".join(f"{group}:{option}" for group, option in choices.items())
     again = [word for word in _own_hydra_settings() if word.lstrip("+").partition("=")[0] not in given]
     return launch(command, ["-cp", str(folder / ".hydra"), "-cn", "config", *arguments[1:], f"++choices={{{chosen}}}", *again])

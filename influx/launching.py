@@ -15,6 +15,8 @@ from hydra.core.utils import configure_log
 from hydra.types import HydraContext, RunMode
 from omegaconf import OmegaConf
 
+from influx.configuration import quoted
+
 QUIET = ("hydra.job_logging.root.handlers=[file]", "hydra/hydra_logging=disabled")  # each job's words go to its own folder
 
 
@@ -55,9 +57,3 @@ def option(command: str, group: str, name: str) -> dict[str, Any]:
     composed = loader.load_configuration(command, [f"{group}={name}"], RunMode.RUN, from_shell=False)
     found: dict[str, Any] = OmegaConf.to_container(composed[group], resolve=True)  # type: ignore[assignment]
     return found
-
-
-def quoted(text: str) -> str:
-    """A value as Hydra's command-line grammar takes any text."""
-    escaped = text.replace("\\", "\\\\").replace("'", "\\'")
-    return f"'{escaped}'"

@@ -9,6 +9,8 @@ from rich.console import Console
 from rich.padding import Padding
 from rich.text import Text
 
+from influx.configuration import conf_dir
+
 WIDTH = 100  # of a log
 
 ABOUT = """influx reproduce study=<name> [scale=quick|paper] [seeds=<count>]
@@ -18,8 +20,6 @@ quick ends in minutes on two cores and says what it cuts; paper is the full prot
 
 def print_studies() -> int:
     """For each study of `conf/study/` its name, papers, what it shows, its claims, and the time it takes on two cores at each scale."""
-    from influx.app import conf_dir
-
     console = Console(highlight=False)
     console = console if console.is_terminal else Console(width=WIDTH, highlight=False)
     console.print(Text(ABOUT))

@@ -23,6 +23,7 @@ import pandas as pd
 import torch
 from safetensors.torch import save
 
+from influx.configuration import conf_dir
 from influx.errors import AccuracyWarning
 from influx.store import digest, write_whole
 
@@ -43,10 +44,13 @@ AFTERWARDS = (  # make no run's numbers
 
 @cache
 def source_digest() -> str:
-    """SHA-256 of the code that runs are made by: an edit of any of it makes a finished run a stranger."""
-    package = Path(__file__).parent
+    """SHA-256 of what runs are made by: code, defaults, libraries, kind of device. A finished run of another one is a stranger."""
+    package, conf = Path(__file__).parent, conf_dir()
     files = [file for file in sorted(package.rglob("*.py")) if not file.relative_to(package).as_posix().startswith(AFTERWARDS)]
-    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+    files += [file for file in sorted(conf.rglob("*.yaml")) if file.relative_to(conf).parts[0] not in ("study", "reproduce.yaml")]
+    total = hashlib.sha256(b"".join(file.read_bytes() for file in files))
+    total.update(f"{[version(name) for name in LIBRARIES]} {torch.cuda.is_available()}".encode())
+    return total.hexdigest()
 
 
 @dataclass

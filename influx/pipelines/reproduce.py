@@ -20,6 +20,7 @@ import pandas as pd
 import yaml
 from rich.console import Console
 
+from influx.configuration import quoted
 from influx.errors import InfluxError, NumericalError
 from influx.report.page import StudyPage, page_of
 from influx.report.tables import claim_lines, to_markdown
@@ -31,6 +32,7 @@ from influx.studies.study import Job, Study
 log = logging.getLogger("influx")
 
 EVERY = 15.0  # seconds between two lines of progress
+COUNTED = ("seed", "retraining.seeds")  # what a study counts itself
 PROTOCOL = ("dtype", "threads", "checkpoints")  # keys that every command has and that a study's own settings decide
 
 Launch = Callable[[Sequence[tuple[str, Sequence[str]]], Path, int], None]
@@ -38,17 +40,27 @@ Launch = Callable[[Sequence[tuple[str, Sequence[str]]], Path, int], None]
 
 @dataclass(frozen=True)
 class Request:
-    """What was asked: the studies, the scale, and how to run jobs (`launch(jobs, folder, workers)`)."""
+    """What was asked: the studies, the scale, the user's own settings, those of all jobs (`more`), and how to run jobs
+    (`launch(jobs, folder, workers)`)."""
 
     studies: tuple[Study, ...]
     scale: str
     seeds: int | None
     first_seed: int
     more: tuple[str, ...]
+    own: tuple[str, ...]
     jobs_dir: Path
     fresh: bool
     workers: int
     launch: Launch
+
+    def command(self, study: str) -> str:
+        """What repeats one of its studies."""
+        words = [f"study={study}", f"scale={self.scale}"]
+        words += [f"seeds={self.seeds}"] if self.seeds else []
+        words += [f"seed={self.first_seed}"] if self.first_seed else []
+        words += [f'"settings=[{", ".join(map(repr, self.own))}]"'] if self.own else []
+        return " ".join(["influx reproduce", *words])
 
 
 def run(studies: tuple[Study, ...], config: Mapping[str, Any], path: Path, overrides: list[str], launch: Launch, cores: int) -> None:
@@ -57,12 +69,14 @@ def run(studies: tuple[Study, ...], config: Mapping[str, Any], path: Path, overr
     Raises:
         InfluxError: a setting that a study decides was set for all of them, or the input is wrong.
     """
-    _refuse_protocol(overrides)
-    store = config["store"].get("dir")
-    more = (*config["settings"], "pictures=false", f"device={config['device']}", f"store.dir={_word(store)}")
+    _refuse_protocol(overrides, config["settings"])
+    place = config["store"].get("dir")
+    store = quoted(str(Path(place).resolve())) if place else "null"
+    more = (*config["settings"], "pictures=false", f"device={config['device']}", f"store.dir={store}")
     workers = cores if config["workers"] == "auto" else config["workers"]
     request = Request(
-        studies, config["scale"], config["seeds"], config["seed"], more, Path(config["jobs_dir"]), config["fresh"], workers, launch
+        studies, config["scale"], config["seeds"], config["seed"], more, tuple(config["settings"]), Path(config["jobs_dir"]),
+        config["fresh"], workers, launch,
     )  # fmt: skip
     folder = RunFolder(path)
     folder.start("reproduce", config, overrides)
@@ -77,15 +91,15 @@ def run(studies: tuple[Study, ...], config: Mapping[str, Any], path: Path, overr
         folder.write_record()
 
 
-def _refuse_protocol(overrides: Sequence[str]) -> None:
+def _refuse_protocol(overrides: Sequence[str], settings: Sequence[str]) -> None:
     for word in overrides:
         key = word.lstrip("+").partition("=")[0]
         if key in PROTOCOL:
             raise InfluxError(f"a study's protocol decides {key}: to set it for every job all the same, write settings=['{word}'].")
-
-
-def _word(path: str | None) -> str:
-    return "null" if path is None else "'" + str(Path(path).resolve()).replace("'", "\\'") + "'"
+    for word in settings:
+        key = word.lstrip("+").partition("=")[0]
+        if key in COUNTED:
+            raise InfluxError(f"settings=['{word}'] would give every job the same {key}: use seed=<the first> and seeds=<how many>.")
 
 
 def reproduce(request: Request, folder: RunFolder) -> None:
@@ -105,13 +119,17 @@ def reproduce(request: Request, folder: RunFolder) -> None:
     lost = [f"{page.name}/{place} {reason}" for page in pages for place, reason in page.failed]
     folder.record["failed_jobs"] = lost
     if lost:
-        raise NumericalError(f"{len(lost)} jobs have no result, and claims that need them stay open; the first: {lost[0]}")
+        raise NumericalError(
+            f"{len(lost)} jobs have no result, and claims that need them stay open; the same command tries them again. The first: {lost[0]}"
+        )
 
 
 def _judged(study: Study, results: pd.DataFrame, failed: Mapping[str, str], request: Request, folder: RunFolder) -> StudyPage:
     """Write a study's tables and figure, and give what its part of the page needs."""
     place = f"{study.name}/" if len(request.studies) > 1 else ""
-    rows, cells = zip(*(claim.judge(results) for claim in study.claims), strict=True)
+    scale = study.scales[request.scale]
+    seeds = request.seeds or scale.seeds
+    rows, cells = zip(*(claim.judge(results, seeds) for claim in study.claims), strict=True)
     claims = pd.DataFrame(rows, columns=COLUMNS)
     folder.csv(f"{place}results.csv", results)
     folder.csv(f"{place}cells.csv", pd.DataFrame([row for part in cells for row in part]))
@@ -121,11 +139,9 @@ def _judged(study: Study, results: pd.DataFrame, failed: Mapping[str, str], requ
     labels = {arm.name: arm.label for arm in study.arms.values()} | {name: name.replace("_", " ") for name in study.compare}
     picture = folder.path / place / f"{study.name}.png"
     study.figure.save(over_seeds(results), results, labels, picture)
-    scale = study.scales[request.scale]
-    command = f"influx reproduce study={study.name} scale={request.scale}"
     return StudyPage(
-        study.name, study.title, study.papers, study.shows, request.scale, scale.cuts, claims, picture, tuple(failed.items()), command,
-        results["seed"].nunique(),
+        study.name, study.title, study.papers, study.shows, request.scale, scale.cuts, claims, picture, tuple(failed.items()),
+        request.command(study.name), seeds, request.own,
     )  # fmt: skip
 
 
@@ -139,8 +155,18 @@ def _run(study: Study, request: Request) -> tuple[pd.DataFrame, dict[str, str]]:
     log.info("%d jobs, %d of them to run; %s on two cores when nothing is in the store", len(jobs), len(waiting), chosen.takes)
     if waiting:
         with _watched(study.name, waiting, folder):
-            request.launch([(job.place, job.settings) for job in waiting], folder, min(request.workers, len(waiting)))
+            _launch(request, waiting, folder)
     return collect(study, jobs, folder)
+
+
+def _launch(request: Request, jobs: Sequence[Job], folder: Path) -> None:
+    """Run the jobs; what ends the launcher itself, such as a worker that the system killed, ends no study: its jobs are counted as lost."""
+    try:
+        request.launch([(job.place, job.settings) for job in jobs], folder, min(request.workers, len(jobs)))
+    except InfluxError:
+        raise
+    except Exception as error:
+        log.warning("warning: the jobs' processes ended early (%s: %s); workers=1 runs them here.", type(error).__name__, error)
 
 
 def is_done(job: Job, folder: Path) -> bool:

@@ -33,7 +33,8 @@ img { background: white; height: auto; max-width: 100%; } code { background: var
 
 @dataclass(frozen=True)
 class StudyPage:
-    """One study's part of the page. `claims` has the columns of claims.csv; `failed` are jobs without a result, with the reason."""
+    """One study's part of the page. `claims` has the columns of claims.csv; `failed` are jobs without a result, with the reason; `own` are
+    settings that the user added to the study's."""
 
     name: str
     title: str
@@ -46,6 +47,7 @@ class StudyPage:
     failed: tuple[tuple[str, str], ...]
     command: str
     n_seeds: int
+    own: tuple[str, ...] = ()
 
 
 def page_of(studies: Sequence[StudyPage]) -> str:
@@ -76,10 +78,12 @@ def _study(study: StudyPage) -> str:
     )
     lost = "".join(f"<li>{html.escape(place)}: {html.escape(reason)}</li>" for place, reason in study.failed)
     failed = f"<h3>Jobs without a result</h3><ul>{lost}</ul>" if lost else ""
+    added = html.escape(", ".join(study.own))
+    own = f'<p class="note">With settings that the study does not have: {added}.</p>\n' if study.own else ""
     alt = html.escape(f"{study.title}: the figure of what the table below says")
     return (
         f'<section id="{study.name}"><h2>{html.escape(study.title)}</h2>\n<p>{html.escape(study.shows)}</p>\n<p>From: {papers}. '
-        f"Scale {study.scale}, {study.n_seeds} seeds: {html.escape(study.cuts)}</p>\n"
+        f"Scale {study.scale}, {study.n_seeds} seeds: {html.escape(study.cuts)}</p>\n{own}"
         f'<img src="data:image/png;base64,{shown}" alt="{alt}">\n{_table(study.claims)}\n{notes}{failed}\n'
         f"<p>Again: <code>{html.escape(study.command)}</code></p></section>"
     )

@@ -109,8 +109,10 @@ class Anchored(Response):
         max_iterations: at most.
         strength: share of weights that is taken away, for what gradients are relative to where nothing is.
 
-    An anchored one notes the fact `label_dependence`, the largest change of (1/n) Σ_i D_i over the stack's solutions when every label is
-    shifted by one class (every number by 1): 0 to rounding when the divergence is free of labels, as the theory wants it.
+    An anchored one notes two facts that are 0 to rounding when theory and arithmetic agree: `gradient_with_nothing_removed`, the norm of
+    the objective's gradient at θ_s for the stack's first model (which is therefore not looked for); and `label_dependence`, the largest
+    difference over the stack's solutions between (1/n) Σ_i D_i as minimised and by its definition with every label shifted by one class
+    (every number by 1).
 
     Cost: P products with G and P³/3 multiply-adds a stack, then one or two full-batch gradients of K models an iteration.
     Memory: 25 P numbers a model and, below `DENSE`, 2 P² for the stack.
@@ -141,8 +143,15 @@ class Anchored(Response):
         residual = found.gradient_norm / scale
         account = Account(found.iterations, residual, residual <= self.tolerance)
         params = near.flat.params(found.theta)
-        facts = {"label_dependence": anchor.label_dependence(train_outputs(task, params))} if self.anchored else {}
+        facts = self._facts(near, anchor, train_outputs(task, params)) if self.anchored else {}
         return Moved(params, task.buffers, account, facts, ready - begun)
+
+    def _facts(self, near: Near, anchor: Anchor, outputs: Float[Tensor, "k n out"]) -> dict[str, float]:
+        still = near.evaluate(near.start[:1], torch.zeros(1, dtype=torch.int64, device=near.start.device))
+        return {
+            "label_dependence": anchor.label_dependence(outputs),
+            "gradient_with_nothing_removed": still.gradient.norm().item(),
+        }
 
     def _minimise(self, near: Near, problem: Problem, inverse: Solve | None, tolerance: Float[Tensor, " k"]) -> Minimum:
         reach = FAR / near.weight  # gradient over the least curvature: an upper bound of the first-order response

@@ -59,12 +59,12 @@ class Anchor:
         return Divergence(is_now - was - along, pulled - pull, is_now.abs() + was.abs() + along.abs())
 
     def label_dependence(self, outputs: Float[Tensor, "k n out"]) -> float:
-        """The largest |change| of (1/n) Σ_i D_i when every label is shifted by one class (every number by 1); by the definition, in
-        float64."""
+        """The largest |difference| of (1/n) Σ_i D_i as `divergence` has it from the definition, in float64, with every label shifted by one
+        class (every number by 1)."""
         shifted = self.targets + 1 if self.targets.is_floating_point() else (self.targets + 1) % self.outputs.shape[1]
         rows = torch.arange(len(self.targets), device=self.targets.device)
-        with_labels, with_others = (self.defined(outputs.double(), rows, targets).value for targets in (self.targets, shifted))
-        return (with_labels - with_others).mean(-1).abs().max().item()
+        minimised, by_definition = self.divergence(outputs, rows).value.double(), self.defined(outputs.double(), rows, shifted).value
+        return (minimised - by_definition).mean(-1).abs().max().item()
 
     @property
     def _known(self) -> type[Objective]:

@@ -3,7 +3,8 @@
 A claim is about one quantity, or about the same quantity at several points of the grid (`each`), or about several (`values`): its cells.
 For each cell the mean over seeds and its 95 % interval (Student's t over seeds) stand against a threshold. A cell is *reproduced* when
 its whole interval meets the threshold, *not reproduced* when none of it does, else *inconclusive*: run more seeds. The claim is
-reproduced when all its cells are, and not when one is not. The cell nearest to failing speaks for the claim.
+reproduced when all its cells are, and not when one is not. Of the cells that share its verdict the one nearest to failing speaks for it.
+A cell with fewer results than seeds were asked for is inconclusive.
 """
 
 from __future__ import annotations
@@ -99,25 +100,30 @@ class Claim:
     def wanted(self) -> str:
         return f">= {self.at_least:g}" if self.at_least is not None else f"<= {self.at_most:g}"
 
-    def judge(self, results: pd.DataFrame) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-        """The claim's row of `claims.csv`, and a row for each of its cells."""
-        cells = [self._judge(cell, results) for cell in self.cells]
-        worst = min(cells, key=lambda row: -math.inf if math.isnan(row["margin"]) else row["margin"])
+    def judge(self, results: pd.DataFrame, seeds: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        """The claim's row of `claims.csv`, and a row for each of its cells, which must have as many `seeds` for a verdict: whose result is
+        missing or undefined could be those that speak against it."""
+        cells = [self._judge(cell, results, seeds) for cell in self.cells]
         verdicts = {row["verdict"] for row in cells}
         verdict = FAILED if FAILED in verdicts else REPRODUCED if verdicts == {REPRODUCED} else OPEN
-        if verdict == FAILED:
-            worst = min((row for row in cells if row["verdict"] == FAILED), key=lambda row: row["margin"])
+        deciding = [row for row in cells if row["verdict"] == verdict]
+        worst = min(deciding, key=lambda row: (row["n_seeds"], row["margin"]) if verdict == OPEN else (0, row["margin"]))
         ceiling = math.nan if self.ceiling is None else float(self.ceiling.per_seed(results).mean())
         row = {key: getattr(self, key) for key in NEEDED} | {
             **{key: worst[key] for key in ("our_value", "ci_low", "ci_high", "cell", "n_seeds")},
-            "verdict": verdict, "wanted": self.wanted, "noise_ceiling": ceiling, "explanation": self._said(verdict, ceiling),
+            "verdict": verdict, "wanted": self.wanted, "noise_ceiling": ceiling, "explanation": self._said(worst, seeds, ceiling),
         }  # fmt: skip
         return {key: row[key] for key in COLUMNS}, [{"claim": self.claim, **row} for row in cells]
 
-    def _said(self, verdict: str, ceiling: float) -> str:
-        said = [] if verdict == REPRODUCED else [self.explanation]
-        if verdict == OPEN:
-            said.append("Its interval holds the threshold: more seeds would tell (seeds=...).")
+    def _said(self, worst: Mapping[str, Any], seeds: int, ceiling: float) -> str:
+        verdict, n = worst["verdict"], worst["n_seeds"]
+        said = [f"At quick scale: {self.explanation}"] if self.explanation and verdict != REPRODUCED else []
+        if n < seeds:
+            said.append(f"Only {n} of {seeds} seeds have a result, so there is no verdict.")
+        elif verdict == OPEN and n < 2:
+            said.append("One seed has no interval: use more (seeds=10).")
+        elif verdict == OPEN:
+            said.append(f"Its interval holds the threshold: more seeds would tell (seeds={2 * n}).")
         if ceiling < LOW_CEILING:
             said.append(
                 f"The truth agrees with itself across seeds by {ceiling:.2f} only: a low correlation speaks against the comparison, "
@@ -125,14 +131,14 @@ class Claim:
             )
         return " ".join(part.strip() for part in said if part)
 
-    def _judge(self, cell: Cell, results: pd.DataFrame) -> dict[str, Any]:
+    def _judge(self, cell: Cell, results: pd.DataFrame, seeds: int) -> dict[str, Any]:
         values = cell.quantity.per_seed(results).to_numpy(float)
         mean, low, high = interval(values)
         sign, threshold = (1, self.at_least) if self.at_least is not None else (-1, self.at_most)
         assert threshold is not None
         near, far = (low, high) if sign > 0 else (high, low)
         verdict = OPEN
-        if not math.isnan(near):
+        if not math.isnan(near) and len(values) >= seeds:
             verdict = REPRODUCED if sign * (near - threshold) >= 0 else FAILED if sign * (far - threshold) < 0 else OPEN
         return {
             "cell": cell.name, "our_value": mean, "ci_low": low, "ci_high": high, "n_seeds": len(values), "verdict": verdict,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,7 +14,8 @@ import numpy as np
 from influx.statistics import per_test_correlation
 
 Folders = Mapping[str, Mapping[int, Path]]  # arm -> seed -> the job's run folder
-FEWEST = 3  # removed examples in common for a correlation
+FEWEST = 3  # removed examples in common for a correlation, or seeds for their spread
+KINDS = ("pearson", "spearman")
 
 
 class Comparison(ABC):
@@ -51,7 +53,7 @@ class TruthAgreement(Comparison):
 
 @dataclass(frozen=True)
 class SeedAgreement(Comparison):
-    """Does one way of retraining agree with itself? A seed's changes against every other seed's, mean over the others.
+    """Does one way of retraining agree with itself? The mean correlation over pairs of seeds, as a jackknife pseudo-value a seed.
 
     What an estimate of one seed's model could be expected to reach at best against the retraining of an independent one.
     """
@@ -64,14 +66,31 @@ class SeedAgreement(Comparison):
 
     def rows(self, folders: Folders) -> list[dict[str, Any]]:
         by_seed = folders[self.arm]
+        pairs = {(a, b): agreement(by_seed[a], by_seed[b]) for a, b in itertools.combinations(by_seed, 2)}
         made = []
-        for seed, folder in by_seed.items():
-            found = [agreement(folder, other) for s, other in by_seed.items() if s != seed]
-            for kind in ("pearson", "spearman"):
-                values = np.array([one[kind] for one in found])
-                if np.isfinite(values).any():
-                    made.append({"seed": seed, "statistic": kind, "value": float(np.nanmean(values))})
+        for kind in KINDS:
+            values = pseudo_values({pair: found[kind] for pair, found in pairs.items()})
+            made += [{"seed": seed, "statistic": kind, "value": value} for seed, value in values.items()]
         return made
+
+
+def pseudo_values(pairs: Mapping[tuple[int, int], float]) -> dict[int, float]:
+    """Jackknife pseudo-values S·U − (S − 1)·U₋ₛ of the mean U over pairs of S seeds (Arvesen, Annals of Mathematical Statistics 40, 1969).
+
+    Their mean is U, and their standard error is that of U, which the means over each seed's own pairs understate: those share pairs.
+    None for S < 3.
+    """
+    defined = {pair: value for pair, value in pairs.items() if np.isfinite(value)}
+    seeds = sorted({seed for pair in defined for seed in pair})
+    if len(seeds) < FEWEST:
+        return {}
+    mean = float(np.mean(list(defined.values())))
+    made = {}
+    for seed in seeds:
+        without = [value for pair, value in defined.items() if seed not in pair]
+        if without:
+            made[seed] = len(seeds) * mean - (len(seeds) - 1) * float(np.mean(without))
+    return made
 
 
 def agreement(first: Path, second: Path) -> dict[str, float]:

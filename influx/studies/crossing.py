@@ -10,9 +10,7 @@ import numpy as np
 
 from influx.errors import InfluxError
 from influx.statistics import per_test_correlation
-from influx.studies.comparisons import Comparison, Folders
-
-KINDS = ("pearson", "spearman")
+from influx.studies.comparisons import KINDS, Comparison, Folders
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ def collect(study: Study, jobs: Sequence[Job], folder: Path) -> tuple[pd.DataFra
             continue
         finished.append(job)
         if not job.together:
-            rows += [{"arm": job.arm, **job.point, "seed": job.seed, **row} for row in _of_job(folder / job.place)]
+            rows += [{"arm": job.arm, **_levels(job.point), "seed": job.seed, **row} for row in _of_job(folder / job.place)]
     rows += _compared(study, finished, folder)
     axes = list(dict.fromkeys(axis for job in jobs for axis in job.point))
     table = pd.DataFrame(rows)
@@ -59,6 +59,11 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and math.isfinite(value)
 
 
+def _levels(point: Mapping[str, Any]) -> dict[str, str]:
+    """As text: a column that some arms lack would turn whole numbers into others."""
+    return {axis: str(level) for axis, level in point.items()}
+
+
 def _compared(study: Study, finished: Sequence[Job], folder: Path) -> list[dict[str, Any]]:
     rows = []
     for name, comparison in study.compare.items():
@@ -69,7 +74,7 @@ def _compared(study: Study, finished: Sequence[Job], folder: Path) -> list[dict[
                 for arm in comparison.arms
             }
             if all(here.values()):
-                rows += [{"arm": name, **point, **row} for row in comparison.rows(here)]
+                rows += [{"arm": name, **_levels(point), **row} for row in comparison.rows(here)]
     return rows
 
 

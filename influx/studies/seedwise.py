@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,10 +10,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
+from influx.errors import InfluxError
 from influx.statistics import per_test_correlation
-from influx.studies.comparisons import FEWEST, Comparison, Folders
-
-KINDS = ("pearson", "spearman")
+from influx.studies.comparisons import FEWEST, KINDS, Comparison, Folders, pseudo_values
 
 
 class Changes(NamedTuple):
@@ -58,13 +58,16 @@ class EstimateAgreement(Comparison):
             predicted, tests = _predicted(folders[self.estimate][seed], truth)
             shared, here, there = np.intersect1d(truth.tests, tests, return_indices=True)
             if len(truth.removals) >= FEWEST and len(shared):
-                made += _correlated(seed, [(predicted[:, there], truth.change[:, here])])
+                found = {kind: _mean(predicted[:, there], truth.change[:, here], kind) for kind in KINDS}
+                made += [{"seed": seed, "statistic": kind, "value": value} for kind, value in found.items() if np.isfinite(value)]
         return made
 
 
 def _predicted(folder: Path, truth: Changes) -> tuple[Float[np.ndarray, "n_removed n_test"], Int[np.ndarray, " n_test"]]:
     with np.load(folder / "influence.npz", allow_pickle=False) as held:
         rows, influence = held["train_index"], held["influence"]
+        if not np.isin(truth.train_index, rows).all():
+            raise InfluxError(f"{folder} has not scored every example that the truth leaves out: estimate and truth need the same split.")
         order = np.argsort(rows)
         place = order[np.searchsorted(rows, truth.train_index, sorter=order)]
         return truth.members @ influence[place], held["test_index"]
@@ -72,7 +75,7 @@ def _predicted(folder: Path, truth: Changes) -> tuple[Float[np.ndarray, "n_remov
 
 @dataclass(frozen=True)
 class ColumnAgreement(Comparison):
-    """Does a truth agree with itself across seeds? A seed's changes against every other seed's, mean over the others.
+    """Does a truth agree with itself across seeds? The mean correlation over pairs of seeds, as a jackknife pseudo-value a seed.
 
     What an estimate of one seed's model can be expected to reach against the retraining of an independent one.
 
@@ -88,20 +91,19 @@ class ColumnAgreement(Comparison):
 
     def rows(self, folders: Folders) -> list[dict[str, Any]]:
         columns = {seed: Changes.read(folder, seed) for seed, folder in folders[self.arm].items()}
+        alike = [
+            (a, b)
+            for a, b in itertools.combinations(columns, 2)
+            if len(columns[a].removals) >= FEWEST and np.array_equal(columns[a].removals, columns[b].removals)
+        ]
         made = []
-        for seed, mine in columns.items():
-            others = [other for s, other in columns.items() if s != seed and np.array_equal(mine.removals, other.removals)]
-            pairs = [(mine.change, other.change) for other in others]
-            if pairs and len(mine.removals) >= FEWEST:
-                made += _correlated(seed, pairs)
+        for kind in KINDS:
+            values = pseudo_values({(a, b): _mean(columns[a].change, columns[b].change, kind) for a, b in alike})
+            made += [{"seed": seed, "statistic": kind, "value": value} for seed, value in values.items()]
         return made
 
 
-def _correlated(seed: int, pairs: list[tuple[np.ndarray, np.ndarray]]) -> list[dict[str, Any]]:
-    """A row a kind: mean over test examples and pairs, of what is defined."""
-    made = []
-    for kind in KINDS:
-        found = np.array([np.nanmean(each) for a, b in pairs if np.isfinite(each := per_test_correlation(a, b, kind)).any()])
-        if len(found):
-            made.append({"seed": seed, "statistic": kind, "value": float(found.mean())})
-    return made
+def _mean(one: np.ndarray, other: np.ndarray, kind: str) -> float:
+    """The correlation, mean over the test examples that have one."""
+    each = per_test_correlation(one, other, kind)
+    return float(np.nanmean(each)) if np.isfinite(each).any() else float("nan")
