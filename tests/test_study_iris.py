@@ -275,7 +275,7 @@ GOOD: dict[str, tuple[float, dict[tuple[Any, ...], float]]] = {
 
 
 def verdicts(name: str, results: pd.DataFrame) -> dict[str, str]:
-    return {claim.claim: claim.judge(results)[0]["verdict"] for claim in study(name).claims}
+    return {claim.claim: claim.judge(results, 3)[0]["verdict"] for claim in study(name).claims}
 
 
 @pytest.mark.parametrize("name", NAMES)

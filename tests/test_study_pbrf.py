@@ -193,12 +193,12 @@ def test_a_claim_without_results_is_open() -> None:
 TESTS, SEEDS = [7, 2, 9], [4, 5]
 
 
-def truth(folder: Path, change: np.ndarray, rows: list[int], members: np.ndarray | None = None) -> Path:
-    """A run folder with a truth of two seeds."""
+def truth(folder: Path, change: np.ndarray, rows: list[int], members: np.ndarray | None = None, seeds: tuple[int, ...] = SEEDS) -> Path:
+    """A run folder with a truth of some seeds."""
     folder.mkdir(parents=True)
     more = {} if members is None else {"removed": members}
     np.savez(
-        folder / "ground_truth.npz", change=change, train_index=np.array(rows), test_index=np.array(TESTS), seed=np.array(SEEDS), **more
+        folder / "ground_truth.npz", change=change, train_index=np.array(rows), test_index=np.array(TESTS), seed=np.array(seeds), **more
     )
     return folder
 

@@ -25,7 +25,7 @@ class LineGroups(Figure):
     Args:
         axis: the grid axis, a numeric setting.
         label: what it is called.
-        groups: the panels: title -> arm or comparison -> what it is called.
+        groups: the panels: title -> arm or comparison -> what it is called; those without results are left out.
         title: of the figure.
         against: comparisons of two truths, drawn dashed: no estimate is in them.
         magnitude: the group that the last panel repeats in absolute value; null = no such panel.
@@ -45,18 +45,19 @@ class LineGroups(Figure):
     def draw(self, points: pd.DataFrame, results: pd.DataFrame, labels: Mapping[str, str]) -> matplotlib.figure.Figure:
         table = points[points["statistic"] == self.statistic].dropna(subset=[self.axis])
         levels = sorted(pd.to_numeric(table[self.axis]).unique())
+        groups = {title: {arm: said for arm, said in arms.items() if arm in set(table["arm"])} for title, arms in self.groups.items()}
         count = len(self.groups) + (self.magnitude is not None)
         figure = new_figure(3.5 * count + 0.4, 4.6)
         panels = figure.subplots(1, count, sharey=True, squeeze=False)[0]
-        for ax, (title, arms) in zip(panels, self.groups.items(), strict=False):
+        for ax, (title, arms) in zip(panels, groups.items(), strict=False):
             for place, (arm, called) in enumerate(arms.items()):
                 part = _at(table[table["arm"] == arm], self.axis, levels, place, len(arms))
                 below, above = part["mean"] - part["low"], part["high"] - part["mean"]
                 ax.errorbar(part["at"], part["mean"], [below, above], label=called, **self._look(arm, place), elinewidth=1)
             self._finish(ax, title, levels)
         if self.magnitude is not None:
-            for place, (arm, called) in enumerate(self.groups[self.magnitude].items()):
-                part = _at(table[table["arm"] == arm], self.axis, levels, place, len(self.groups[self.magnitude]))
+            for place, (arm, called) in enumerate(groups[self.magnitude].items()):
+                part = _at(table[table["arm"] == arm], self.axis, levels, place, len(groups[self.magnitude]))
                 panels[-1].plot(part["at"], part["magnitude"], label=called, **self._look(arm, place))
             if self.chance is not None:
                 panels[-1].axhline(self.chance, color=GREY, linestyle=":", linewidth=1, label="unrelated scores")
