@@ -1,8 +1,8 @@
 """The influence estimate of the fragility studies as their released code computes it, each departure from the theory a switch.
 
 The theory (`influx.estimators.inverse_curvature`) is `influence[i, t] = (1/n) ∇m_tᵀ A⁻¹ ∇ℓ_i` with `A = curvature + (λ + δ) I`. The code
-released with Epifano et al. 2023, "Revisiting the fragility of influence functions" (Neural Networks 162), which follows Basu et al. 2021,
-"Influence functions in deep learning are fragile" (ICLR), computes
+that the first author of Epifano et al. 2023, "Revisiting the fragility of influence functions" (Neural Networks 162), released in 2021,
+before the paper, and which follows Basu et al. 2021, "Influence functions in deep learning are fragile" (ICLR), computes
 
     score[i, t] = ± ∇m_tᵀ C⁻¹ ∇ℓ_i,    C = (1/n) Σ_i ∇²ℓ_i over the output layer's weights, in float32, nothing added to it.
 
