@@ -559,3 +559,33 @@ def test_the_page_escapes_what_it_is_given(ran: tuple[Ran, Path]) -> None:
     assert "<script>" not in page
     assert "a &lt; b &amp; &lt;script&gt;" in page
     assert "why &lt;i&gt;" in page
+
+
+IRIS = ("training.epochs=60", "retraining.epochs=30")
+NETWORKS = ("dataset.train_size=120", "dataset.test_size=40", "training.epochs=2", "retraining.epochs=2", "retraining.groups=8")
+PBRF = ("dataset.train_size=80", "dataset.test_size=12", "retraining.removed=5", "retraining.max_iterations=20")
+TINY = {  # settings that make every job of a study a matter of a second
+    "fragility_causes": ("resamples=20",),
+    "fragility_iris_depth": IRIS,
+    "fragility_iris_width": IRIS,
+    "fragility_mnist_fc": NETWORKS,
+    "fragility_convnets": NETWORKS,
+    "pbrf_decomposition": PBRF,
+    "pbrf_validation": PBRF,
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(path.stem for path in (CONF / "study").glob("*.yaml") if path.stem != "all"))
+def test_every_study_runs_when_made_tiny(name: str, tmp_path: Path) -> None:
+    words = ",".join(f"'{word}'" for word in TINY.get(name, []))
+    done = call("reproduce", f"study={name}", "seeds=2", "workers=1", f"settings=[{words}]", cwd=tmp_path)
+    assert done.status in (0, None), done.err
+    (folder,) = (tmp_path / "outputs" / "reproduce" / "runs").iterdir()
+    assert json.loads((folder / "run.json").read_text())["failed_jobs"] == []
+    assert (folder / f"{name}.png").stat().st_size > 10_000
+    claims = pd.read_csv(folder / "claims.csv")
+    assert list(claims["claim"]) == [
+        claim.claim for claim in Study.read(name, yaml.safe_load((CONF / "study" / f"{name}.yaml").read_text())).claims
+    ]
+    assert (claims["n_seeds"] == 2).all()

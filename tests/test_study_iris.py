@@ -11,7 +11,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from conftest import call
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from scipy import stats
@@ -19,7 +18,8 @@ from scipy import stats
 from influx.errors import InfluxError
 from influx.report.figures.waterfall import Waterfall
 from influx.report.plots import style
-from influx.studies.crossing import Crossed, correlation
+from influx.studies.comparisons import EstimateAgreement
+from influx.studies.folders import estimate_correlations, truths
 from influx.studies.quantities import Contrast, Value
 from influx.studies.results import over_seeds
 from influx.studies.study import Study
@@ -53,13 +53,17 @@ def write_job(place: Path, influence: np.ndarray, change: np.ndarray, removed: l
 # ---------------------------------------------------------------------------------------------------------------- crossing
 
 
+def crossed(estimate: Path, truth: Path) -> dict[str, float]:
+    return estimate_correlations(estimate, truths({0: truth})[0])
+
+
 def test_a_crossed_correlation_pairs_rows_by_their_index(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     scores, change = rng.normal(size=(12, 1)), rng.normal(size=(5, 1))
     removed = [21, 10, 13, 19, 12]  # in an order of the truth's own
     one = write_job(tmp_path / "one", scores, rng.normal(size=(5, 1)), removed)
     other = write_job(tmp_path / "other", rng.normal(size=(12, 1)), change, removed)
-    found = correlation(one, other)
+    found = crossed(one, other)
     predicted = scores[np.array(removed) - 10, 0]
     assert found["spearman"] == pytest.approx(stats.spearmanr(predicted, change[:, 0]).statistic, abs=EXACT)
     assert found["pearson"] == pytest.approx(stats.pearsonr(predicted, change[:, 0]).statistic, abs=EXACT)
@@ -68,24 +72,20 @@ def test_a_crossed_correlation_pairs_rows_by_their_index(tmp_path: Path) -> None
 def test_a_crossing_has_the_seeds_that_both_arms_have(tmp_path: Path) -> None:
     rng = np.random.default_rng(1)
     folders = [write_job(tmp_path / str(k), rng.normal(size=(9, 1)), rng.normal(size=(6, 1)), list(range(12, 18))) for k in range(4)]
-    crossed = Crossed("estimate", "truth")
-    assert crossed.arms == ("estimate", "truth")
-    rows = crossed.rows({"estimate": {0: folders[0], 1: folders[1]}, "truth": {1: folders[2], 2: folders[3]}})
+    comparison = EstimateAgreement("estimate", "truth")
+    assert comparison.arms == ("estimate", "truth")
+    rows = comparison.rows({"estimate": {0: folders[0], 1: folders[1]}, "truth": {1: folders[2], 2: folders[3]}})
     assert {(row["seed"], row["statistic"]) for row in rows} == {(1, "pearson"), (1, "spearman")}
-    assert rows[1]["value"] == correlation(folders[1], folders[2])["spearman"]
+    assert rows[1]["value"] == crossed(folders[1], folders[2])["spearman"]
 
 
 def test_only_jobs_about_the_same_examples_can_be_crossed(tmp_path: Path) -> None:
     scores, change = np.arange(6.0)[:, None], np.arange(3.0)[:, None]
     one = write_job(tmp_path / "one", scores, change, [10, 11, 12])
-    with pytest.raises(InfluxError, match="not about the same data: an estimate is crossed with a truth of the same split"):
-        correlation(one, write_job(tmp_path / "two", scores, change, [10, 11, 99]))
+    with pytest.raises(InfluxError, match="not about the same data: both need the same split and test examples"):
+        crossed(one, write_job(tmp_path / "two", scores, change, [10, 11, 99]))
     with pytest.raises(InfluxError, match="not about the same data"):
-        correlation(one, write_job(tmp_path / "three", scores, change, [10, 11, 12], tests=(84,)))
-    groups = write_job(tmp_path / "groups", scores, change, [10, 11, 12])
-    np.savez(groups / "ground_truth.npz", change=change[:, :, None], removed=np.zeros((3, 2)), test_index=np.array([83]))
-    with pytest.raises(InfluxError, match=r"left out several examples at a time: only a truth=loo or pbrf can be crossed"):
-        correlation(one, groups)
+        crossed(one, write_job(tmp_path / "three", scores, change, [10, 11, 12], tests=(84,)))
 
 
 # ---------------------------------------------------------------------------------------------------------------- switches
@@ -139,7 +139,7 @@ def test_every_number_about_a_switch_is_a_difference_of_correlations(switched: t
     table = pd.DataFrame(comparison.rows(folders)).set_index(["seed", "statistic"])["value"]
     for seed in (0, 1):
         v = {
-            (e, t): correlation(folders[e][seed], folders[t][seed])["spearman"]
+            (e, t): crossed(folders[e][seed], folders[t][seed])["spearman"]
             for e in ("published", "precise", "shuffled")
             for t in ("published", "matched")
         }
@@ -354,14 +354,3 @@ def test_a_waterfall_without_results_is_empty_but_drawn() -> None:
     with style():
         drawn = figure.draw(over_seeds(results), results, {})
     assert all(not math.isfinite(bar.get_width()) or bar.get_width() == 0 for bar in drawn.axes[0].patches)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", NAMES)
-def test_each_study_runs(name: str, tmp_path: Path) -> None:
-    short = "settings=['training.epochs=60','retraining.epochs=30']" if name != "fragility_causes" else "settings=['resamples=20']"
-    done = call("reproduce", f"study={name}", "seeds=2", short, "workers=1", cwd=tmp_path)
-    assert done.status == 0, done.err
-    claims = pd.read_csv(next(tmp_path.glob("outputs/reproduce/runs/*/claims.csv")))
-    assert list(claims["claim"]) == [claim.claim for claim in study(name).claims]
-    assert (claims["n_seeds"] == 2).all()

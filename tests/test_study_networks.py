@@ -273,16 +273,3 @@ def test_one_job_of_every_arm_and_case_composes(name: str, scale: str, tmp_path:
     for job in [*cases.values(), *{job.arm: job for job in jobs}.values()]:
         done = call("validate", *job.settings, "--cfg", "job", cwd=tmp_path)
         assert done.status in (0, None), (job.place, done.err)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", NAMES)
-def test_a_tiny_study_runs(name: str, tmp_path: Path) -> None:
-    small = "settings=['dataset.train_size=120','dataset.test_size=40','training.epochs=2','retraining.epochs=2','retraining.groups=8']"
-    done = call("reproduce", f"study={name}", "seeds=2", "workers=1", small, cwd=tmp_path)
-    assert done.status in (0, None), done.err
-    (folder,) = (tmp_path / "outputs" / "reproduce" / "runs").iterdir()
-    assert json.loads((folder / "run.json").read_text())["failed_jobs"] == []
-    assert (folder / f"{name}.png").stat().st_size > 10_000
-    claims = pd.read_csv(folder / "claims.csv")
-    assert (claims["n_seeds"] == 2).all()

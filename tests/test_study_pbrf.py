@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from conftest import call
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from scipy import stats
@@ -19,9 +17,9 @@ from influx import rules
 from influx.errors import InfluxError
 from influx.studies import Study
 from influx.studies.claims import OPEN, REPRODUCED
+from influx.studies.comparisons import EstimateAgreement, SeedAgreement
 from influx.studies.gaps import Derivative, Gaps, Responses
 from influx.studies.results import over_seeds
-from influx.studies.seedwise import ColumnAgreement, EstimateAgreement
 
 CONF = Path(__file__).parents[1] / "conf"
 NAMES = ("pbrf_decomposition", "pbrf_validation")
@@ -238,9 +236,9 @@ def test_an_estimate_is_held_against_its_own_seeds_column_of_single_removals(tmp
 
 def test_the_prediction_for_a_group_is_the_sum_of_its_members(tmp_path: Path) -> None:
     rng = np.random.default_rng(6)
-    members, change, influence = rng.random((4, 6)) < 0.5, rng.normal(size=(4, 3, 2)), rng.normal(size=(6, 3))
+    members, change, influence = rng.random((4, 6)) < 0.5, rng.normal(size=(4, 3, 1)), rng.normal(size=(6, 3))
     rows = [3, 1, 4, 15, 9, 2]
-    held = truth(tmp_path / "truth", change, rows, members)
+    held = truth(tmp_path / "truth", change, rows, members, seeds=(4,))
     folders = {"truth": {4: held}, "estimate": {4: estimate(tmp_path / "estimate", influence, rows, TESTS)}}
     predicted = np.array([sum((influence[i] for i in np.flatnonzero(group)), np.zeros(3)) for group in members])
     assert found(EstimateAgreement("estimate", "truth").rows(folders)) == pytest.approx(by_hand(predicted, change[:, :, 0]), rel=1e-12)
@@ -249,7 +247,7 @@ def test_the_prediction_for_a_group_is_the_sum_of_its_members(tmp_path: Path) ->
 def test_a_truth_is_held_against_its_other_seeds(tmp_path: Path) -> None:
     change = np.random.default_rng(7).normal(size=(5, 3, 3))
     held = truth(tmp_path / "truth", change, [1, 2, 3, 4, 5], seeds=(4, 5, 6))
-    made = pd.DataFrame(ColumnAgreement("truth").rows({"truth": dict.fromkeys((4, 5, 6), held)}))
+    made = pd.DataFrame(SeedAgreement("truth").rows({"truth": dict.fromkeys((4, 5, 6), held)}))
     pairs = [by_hand(change[:, :, a], change[:, :, b]) for a in range(3) for b in range(a)]
     for kind, values in made.groupby("statistic")["value"]:  # pseudo-values, whose mean is that of the pairs
         assert values.mean() == pytest.approx(np.mean([pair[kind] for pair in pairs]), rel=1e-12)
@@ -257,7 +255,7 @@ def test_a_truth_is_held_against_its_other_seeds(tmp_path: Path) -> None:
 
 def test_one_seed_has_nothing_to_agree_with(tmp_path: Path) -> None:
     held = truth(tmp_path / "truth", np.ones((5, 3, 2)), [1, 2, 3, 4, 5])
-    assert ColumnAgreement("truth").rows({"truth": {4: held}}) == []
+    assert SeedAgreement("truth").rows({"truth": {4: held}}) == []
 
 
 # ----------------------------------------------------------------------------------------------------------------- jobs
@@ -293,15 +291,3 @@ def test_the_figure_draws_whatever_settings_there_are(tmp_path: Path) -> None:
     for part in (results, results[results["setting"].isin(["base", "logistic"])], results[results["arm"] == "with_cold"]):
         figure.save(over_seeds(part), part, {}, tmp_path / "figure.png")
         assert (tmp_path / "figure.png").stat().st_size > 10_000
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", NAMES)
-def test_a_tiny_study_runs(name: str, tmp_path: Path) -> None:
-    small = "settings=['dataset.train_size=80','dataset.test_size=12','retraining.removed=5','retraining.max_iterations=20']"
-    done = call("reproduce", f"study={name}", "seeds=2", "workers=1", small, cwd=tmp_path)
-    assert done.status in (0, None), done.err
-    (folder,) = (tmp_path / "outputs" / "reproduce" / "runs").iterdir()
-    assert json.loads((folder / "run.json").read_text())["failed_jobs"] == []
-    assert (folder / f"{name}.png").stat().st_size > 10_000
-    assert (pd.read_csv(folder / "claims.csv")["n_seeds"] == 2).all()

@@ -141,6 +141,7 @@ def _write_tables(session: Session, table: pd.DataFrame, retraining: Retraining)
     identity = {"method": choices["method"], "truth": truth, "measurement": choices["measurement"]}
     full = pd.DataFrame([{**identity, **row} for row in table.to_dict("records")])
     session.folder.csv("correlations.csv", full)
+    session.folder.record["table"] = "correlations.csv"
     session.folder.text("correlations.md", to_markdown(full))
 
 

@@ -77,12 +77,7 @@ class Claim:
             InfluxError: a key is unknown or missing, or there is not one threshold.
         """
         name = f"{where}.{node.get('claim', '?')}"
-        for key in node:
-            if key not in KEYS:
-                raise InfluxError(f"{name} has a key '{key}'; there are {', '.join(KEYS)}.{nearest(key, KEYS)}")
-        missing = [key for key in NEEDED if key not in node]
-        if missing:
-            raise InfluxError(f"{name} needs {', '.join(missing)}.")
+        check_keys(name, node, KEYS, NEEDED)
         if (node.get("at_least") is None) == (node.get("at_most") is None):
             raise InfluxError(f"{name} needs one threshold: at_least or at_most.")
         ceiling = build(node["ceiling"], Quantity, f"{name}.ceiling") if node.get("ceiling") else None
@@ -144,6 +139,16 @@ class Claim:
             "cell": cell.name, "our_value": mean, "ci_low": low, "ci_high": high, "n_seeds": len(values), "verdict": verdict,
             "margin": sign * (mean - threshold),
         }  # fmt: skip
+
+
+def check_keys(where: str, node: Mapping[str, Any], known: Sequence[str], needed: Sequence[str]) -> None:
+    """Raise `InfluxError` for a key that is not known, or one that is needed and missing."""
+    for key in node:
+        if key not in known:
+            raise InfluxError(f"{where} has a key '{key}'; there are {', '.join(known)}.{nearest(key, known)}")
+    missing = [key for key in needed if key not in node]
+    if missing:
+        raise InfluxError(f"{where} needs {', '.join(missing)}.")
 
 
 def interval(values: np.ndarray) -> tuple[float, float, float]:

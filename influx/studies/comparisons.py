@@ -1,4 +1,4 @@
-"""What is computed from several jobs of one grid point: truths against one another, across procedures or across seeds."""
+"""What is computed from several jobs of one grid point: estimates and truths against one another, across procedures or across seeds."""
 
 from __future__ import annotations
 
@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 
-from influx.statistics import per_test_correlation
+from influx.studies.folders import FEWEST, KINDS, Scores, correlations, estimate_correlations, places, truth_correlations, truths
 
 Folders = Mapping[str, Mapping[int, Path]]  # arm -> seed -> the job's run folder
-FEWEST = 3  # removed examples in common for a correlation, or seeds for their spread
-KINDS = ("pearson", "spearman")
 
 
 class Comparison(ABC):
@@ -43,12 +42,29 @@ class TruthAgreement(Comparison):
         return (self.first, self.second)
 
     def rows(self, folders: Folders) -> list[dict[str, Any]]:
-        both = sorted(set(folders[self.first]) & set(folders[self.second]))
-        made = []
-        for seed in both:
-            found = agreement(folders[self.first][seed], folders[self.second][seed])
-            made += [{"seed": seed, "statistic": kind, "value": value} for kind, value in found.items()]
-        return made
+        first, second = truths(folders[self.first]), truths(folders[self.second])
+        return rows_of({seed: truth_correlations(first[seed], second[seed]) for seed in sorted(set(first) & set(second))})
+
+
+@dataclass(frozen=True)
+class EstimateAgreement(Comparison):
+    """How well does one arm's estimate follow another arm's truth? Pearson and Spearman over removals, mean over test examples.
+
+    It saves the job that would have both: nothing is estimated or retrained again. Both must train the same model and select what is left
+    out in a way that does not look at the estimate, for instance by training loss. The prediction for several examples left out together
+    is the sum of their influences.
+    """
+
+    estimate: str
+    truth: str
+
+    @property
+    def arms(self) -> tuple[str, ...]:
+        return (self.estimate, self.truth)
+
+    def rows(self, folders: Folders) -> list[dict[str, Any]]:
+        truth, estimates = truths(folders[self.truth]), folders[self.estimate]
+        return rows_of({seed: estimate_correlations(estimates[seed], truth[seed]) for seed in sorted(set(estimates) & set(truth))})
 
 
 @dataclass(frozen=True)
@@ -65,13 +81,64 @@ class SeedAgreement(Comparison):
         return (self.arm,)
 
     def rows(self, folders: Folders) -> list[dict[str, Any]]:
-        by_seed = folders[self.arm]
-        pairs = {(a, b): agreement(by_seed[a], by_seed[b]) for a, b in itertools.combinations(by_seed, 2)}
-        made = []
+        truth = truths(folders[self.arm])
+        pairs = {(a, b): truth_correlations(truth[a], truth[b]) for a, b in itertools.combinations(truth, 2)}
+        made: dict[int, dict[str, float]] = {}
         for kind in KINDS:
-            values = pseudo_values({pair: found[kind] for pair, found in pairs.items()})
-            made += [{"seed": seed, "statistic": kind, "value": value} for seed, value in values.items()]
-        return made
+            for seed, value in pseudo_values({pair: found[kind] for pair, found in pairs.items()}).items():
+                made.setdefault(seed, {})[kind] = value
+        return rows_of(made)
+
+
+@dataclass(frozen=True)
+class InfluenceAgreement(Comparison):
+    """How near is one arm's estimate to another's? Over the training and test examples that both have scored, a row each of
+
+    - `pearson`, `spearman`: over training examples, mean over test examples;
+    - `sign_disagreement`: share of all scores whose signs differ (0.5 by chance);
+    - `relative_distance`: ‖first − second‖ / ‖second‖ over all scores;
+    - `relative_error_same_sign`: mean of |first − second| / |second| over the scores whose signs agree, as in the code that was released
+      with Chen et al. 2021: the errors that change a sign are not in it.
+    """
+
+    first: str
+    second: str
+
+    @property
+    def arms(self) -> tuple[str, ...]:
+        return (self.first, self.second)
+
+    def rows(self, folders: Folders) -> list[dict[str, Any]]:
+        both = sorted(set(folders[self.first]) & set(folders[self.second]))
+        return rows_of({seed: nearness(*self._aligned(folders[self.first][seed], folders[self.second][seed])) for seed in both})
+
+    @staticmethod
+    def _aligned(first: Path, second: Path) -> tuple[np.ndarray, np.ndarray]:
+        one, other = Scores.read(first), Scores.read(second)
+        rows, tests = np.intersect1d(one.train_index, other.train_index), np.intersect1d(one.tests, other.tests)
+        a, b = (held.influence[np.ix_(places(held.train_index, rows), places(held.tests, tests))] for held in (one, other))
+        return a, b
+
+
+def nearness(first: Float[np.ndarray, "n m"], second: Float[np.ndarray, "n m"]) -> dict[str, float]:
+    """The statistics of `InfluenceAgreement`; NaN where they have no meaning."""
+    same = (np.sign(first) == np.sign(second)) & (second != 0)
+    size, apart = np.linalg.norm(second), first - second
+    return correlations(first, second) | {
+        "sign_disagreement": float((np.sign(first) != np.sign(second)).mean()) if first.size else float("nan"),
+        "relative_distance": float(np.linalg.norm(apart) / size) if size > 0 else float("nan"),
+        "relative_error_same_sign": float((np.abs(apart[same]) / np.abs(second[same])).mean()) if same.any() else float("nan"),
+    }
+
+
+def rows_of(found: Mapping[int, Mapping[str, float]]) -> list[dict[str, Any]]:
+    """Seed -> statistic -> value as rows; a value that is not defined has none."""
+    return [
+        {"seed": seed, "statistic": name, "value": float(value)}
+        for seed, values in found.items()
+        for name, value in values.items()
+        if np.isfinite(value)
+    ]
 
 
 def pseudo_values(pairs: Mapping[tuple[int, int], float]) -> dict[int, float]:
@@ -91,22 +158,3 @@ def pseudo_values(pairs: Mapping[tuple[int, int], float]) -> dict[int, float]:
         if without:
             made[seed] = len(seeds) * mean - (len(seeds) - 1) * float(np.mean(without))
     return made
-
-
-def agreement(first: Path, second: Path) -> dict[str, float]:
-    """Correlations of two run folders' truths over the removed examples and test examples that both have."""
-    (rows_a, tests_a, change_a), (rows_b, tests_b, change_b) = _truth(first), _truth(second)
-    rows, in_a, in_b = np.intersect1d(rows_a, rows_b, return_indices=True)
-    tests, at_a, at_b = np.intersect1d(tests_a, tests_b, return_indices=True)
-    if len(rows) < FEWEST or not len(tests):
-        return {"pearson": np.nan, "spearman": np.nan}
-    one, other = change_a[np.ix_(in_a, at_a)], change_b[np.ix_(in_b, at_b)]
-    found = {kind: per_test_correlation(one, other, kind) for kind in ("pearson", "spearman")}
-    return {kind: float(np.nanmean(each)) if np.isfinite(each).any() else np.nan for kind, each in found.items()}
-
-
-def _truth(folder: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Removed examples, test examples, and changes averaged over the job's own seeds. Sets of several are known by their number."""
-    with np.load(folder / "ground_truth.npz", allow_pickle=False) as held:
-        rows = np.arange(len(held["change"])) if "removed" in held else held["train_index"]
-        return rows, held["test_index"], held["change"].mean(2)

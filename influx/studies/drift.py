@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 
-from influx.studies.comparisons import Comparison, Folders
+from influx.studies.comparisons import Comparison, Folders, rows_of
+from influx.studies.folders import truths
 
 
 @dataclass(frozen=True)
@@ -32,16 +34,11 @@ class Drift(Comparison):
         return (self.arm,)
 
     def rows(self, folders: Folders) -> list[dict[str, Any]]:
-        made = []
-        for seed, folder in folders[self.arm].items():
-            made += [{"seed": seed, "statistic": name, "value": value} for name, value in _of_job(folder).items()]
-        return made
+        return rows_of({seed: _of_job(folders[self.arm][seed], truth.change) for seed, truth in truths(folders[self.arm]).items()})
 
 
-def _of_job(folder: Path) -> dict[str, float]:
+def _of_job(folder: Path, change: Float[np.ndarray, "n_removed n_test"]) -> dict[str, float]:
     control = json.loads((folder / "run.json").read_text())["zero_removal_control"]
-    with np.load(folder / "ground_truth.npz", allow_pickle=False) as held:
-        change = held["change"].mean(2)  # [n_removed, n_test]
     positive, spread = (change > 0).mean(0), np.median(change.std(0))
     found = {
         "positive_share": float(positive.mean()),

@@ -28,7 +28,8 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from influx.errors import InfluxError
-from influx.studies.comparisons import Comparison, Folders
+from influx.studies.comparisons import Comparison, Folders, rows_of
+from influx.studies.folders import places
 
 GAPS, ERRORS = ("warm_start", "proximity", "non_convergence"), ("linearisation", "solver")
 
@@ -57,8 +58,7 @@ class Responses(NamedTuple):
 
     def at(self, rows: Int[np.ndarray, " common"]) -> Responses:
         """Those of some removals, in that order."""
-        order = np.argsort(self.rows)
-        chosen = order[np.searchsorted(self.rows, rows, sorter=order)]
+        chosen = places(self.rows, rows)
         return Responses(rows, self.outputs[chosen], self.parameters[chosen], self.full_parameters)
 
 
@@ -115,11 +115,7 @@ class Gaps(Comparison):
 
     def rows(self, folders: Folders) -> list[dict[str, Any]]:
         common = sorted(set.intersection(*(set(folders[arm]) for arm in self.chain)))
-        made = []
-        for seed in common:
-            found = self._of_seed([Responses.read(folders[arm][seed], seed) for arm in self.chain])
-            made += [{"seed": seed, "statistic": name, "value": value} for name, value in found.items()]
-        return made
+        return rows_of({seed: self._of_seed([Responses.read(folders[arm][seed], seed) for arm in self.chain]) for seed in common})
 
     @staticmethod
     def _of_seed(chain: list[Responses]) -> dict[str, float]:

@@ -45,12 +45,20 @@ def state(folder: Path) -> str:
 
 
 def _of_job(folder: Path) -> list[dict[str, Any]]:
-    """Its correlations, then the facts that its estimator and its truth noted, as statistics."""
+    """Its table of statistics, if it has one, then the facts that its estimator and its truth noted, and the seconds of its stages.
+
+    What a task says of another score than the method's own goes by the name `<score>: <statistic>`.
+    """
     record = json.loads((folder / "run.json").read_text())
-    table = pd.read_csv(folder / "correlations.csv")
-    columns = [name for name in LAST[1:] if name in table]
-    rows: list[dict[str, Any]] = table[columns].to_dict("records")  # type: ignore[assignment]
-    noted: dict[str, Any] = {**record.get("facts", {}), **record.get("zero_removal_control", {})}
+    rows: list[dict[str, Any]] = []
+    if record.get("table"):
+        table = pd.read_csv(folder / record["table"])
+        if "score" in table:
+            other = table["score"] != record["choices"]["method"]
+            table.loc[other, "statistic"] = table["score"] + ": " + table["statistic"]
+        rows += table[[name for name in LAST[1:] if name in table]].to_dict("records")  # type: ignore[arg-type]
+    seconds = {f"seconds: {stage}": value for stage, value in record["stage_seconds"].items()}
+    noted: dict[str, Any] = {**record.get("facts", {}), **record.get("zero_removal_control", {}), **seconds}
     rows += [{"statistic": name, "value": float(value)} for name, value in noted.items() if _is_number(value)]
     return rows
 

@@ -29,7 +29,7 @@ from typing import Any
 from influx.errors import InfluxError, nearest
 from influx.instantiate import build
 from influx.report.figures import Figure
-from influx.studies.claims import Claim
+from influx.studies.claims import Claim, check_keys
 from influx.studies.comparisons import Comparison
 
 SCALES = ("quick", "paper")
@@ -111,7 +111,7 @@ class Study:
             InfluxError: a key is missing or unknown, or a claim or comparison names an arm that there is not.
         """
         about = f"study {name}"
-        _check_keys(about, node, KEYS, needed=("title", "papers", "shows", "arms", "scales", "claims", "figure"))
+        check_keys(about, node, KEYS, needed=("title", "papers", "shows", "arms", "scales", "claims", "figure"))
         arms = {key: _arm(about, key, value or {}) for key, value in node["arms"].items()}
         scales = {key: _scale(about, key, value or {}) for key, value in node["scales"].items()}
         if set(scales) != set(SCALES):
@@ -183,21 +183,12 @@ class Study:
 
 
 def _arm(about: str, name: str, node: Mapping[str, Any]) -> Arm:
-    _check_keys(f"{about}.arms.{name}", node, ARM_KEYS, needed=())
+    check_keys(f"{about}.arms.{name}", node, ARM_KEYS, needed=())
     label = node.get("label") or name.replace("_", " ")
     return Arm(name, label, tuple(node.get("settings") or ()), node.get("grid") or {}, bool(node.get("together")))
 
 
 def _scale(about: str, name: str, node: Mapping[str, Any]) -> Scale:
-    _check_keys(f"{about}.scales.{name}", node, SCALE_KEYS, needed=("seeds", "takes", "cuts"))
+    check_keys(f"{about}.scales.{name}", node, SCALE_KEYS, needed=("seeds", "takes", "cuts"))
     settings, skip = tuple(node.get("settings") or ()), tuple(node.get("skip") or ())
     return Scale(name, node["seeds"], node["takes"], node["cuts"], settings, node.get("grid") or {}, skip, node.get("arms") or {})
-
-
-def _check_keys(where: str, node: Mapping[str, Any], known: Sequence[str], needed: Sequence[str]) -> None:
-    for key in node:
-        if key not in known:
-            raise InfluxError(f"{where} has a key '{key}'; there are {', '.join(known)}.{nearest(key, known)}")
-    missing = [key for key in needed if key not in node]
-    if missing:
-        raise InfluxError(f"{where} needs {', '.join(missing)}.")

@@ -23,11 +23,11 @@ from typing import Any
 import numpy as np
 
 from influx.errors import InfluxError
-from influx.studies.comparisons import Comparison, Folders
-from influx.studies.crossing import correlation
+from influx.report.figures.waterfall import JOIN, NONE
+from influx.studies.comparisons import Comparison, Folders, rows_of
+from influx.studies.folders import Changes, estimate_correlations, truths
 
 Mended = frozenset[str]
-JOIN, NONE = " + ", "none"
 
 
 @dataclass(frozen=True)
@@ -66,18 +66,23 @@ class Switches(Comparison):
 
     def rows(self, folders: Folders) -> list[dict[str, Any]]:
         seeds = sorted(set.intersection(*(set(folders[arm]) for arm in self.arms)))
-        found = {seed: self._of_seed({arm: folders[arm][seed] for arm in self.arms}) for seed in seeds}
+        known = {arm: truths(folders[arm]) for arm in self.truths.values()}
+        found = {
+            seed: self._of_seed({arm: folders[arm][seed] for arm in self.arms}, {arm: truth[seed] for arm, truth in known.items()})
+            for seed in seeds
+        }
         lost = float(np.mean([values["lost"] for values in found.values()])) if found else 0.0
         for values in found.values():
             if lost > 0:
                 values |= {f"percent: {name}": 100 * values[f"share: {name}"] / lost for name in self.order}
-        return [{"seed": seed, "statistic": name, "value": value} for seed, values in found.items() for name, value in values.items()]
+        return rows_of(found)
 
-    def _of_seed(self, folders: Mapping[str, Path]) -> dict[str, float]:
+    def _of_seed(self, folders: Mapping[str, Path], known: Mapping[str, Changes]) -> dict[str, float]:
+        def correlation(estimate: str, truth: str) -> float:
+            return estimate_correlations(folders[estimate], known[truth])[self.statistic]
+
         value = {
-            parse(e) | parse(t): correlation(folders[estimate], folders[truth])[self.statistic]
-            for e, estimate in self.estimates.items()
-            for t, truth in self.truths.items()
+            parse(e) | parse(t): correlation(estimate, truth) for e, estimate in self.estimates.items() for t, truth in self.truths.items()
         }
         every = frozenset(self.order)
         made = {f"mended: {write(mended, self.order)}": number for mended, number in value.items()}
@@ -89,9 +94,9 @@ class Switches(Comparison):
             made[f"last: {name}"] = value[every] - value[every - {name}]
         made |= {f"share: {name}": share for name, share in shares(self.order, value).items()}
         for name, arm in self.alone.items():
-            made[f"first: {name}"] = correlation(folders[arm], folders[self._truth(frozenset())])[self.statistic] - value[frozenset()]
+            made[f"first: {name}"] = correlation(arm, self._truth(frozenset())) - value[frozenset()]
         for name, arm in self.left.items():
-            made[f"last: {name}"] = value[every] - correlation(folders[arm], folders[self._truth(every)])[self.statistic]
+            made[f"last: {name}"] = value[every] - correlation(arm, self._truth(every))
         return made
 
     def _truth(self, mended: Mended) -> str:

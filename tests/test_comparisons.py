@@ -1,0 +1,52 @@
+"""Comparisons of jobs: two estimates of the same examples."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from influx.studies.comparisons import InfluenceAgreement, nearness
+
+
+def write(folder: Path, influence: np.ndarray, rows: list[int], tests: list[int]) -> Path:
+    folder.mkdir(parents=True)
+    np.savez(folder / "influence.npz", influence=influence, train_index=np.array(rows), test_index=np.array(tests))
+    return folder
+
+
+def test_two_estimates_are_compared_over_the_examples_that_both_have(tmp_path: Path) -> None:
+    """Rows and columns in other orders, and more of them than the other has; each statistic as its definition, to rounding."""
+    rng = np.random.default_rng(0)
+    first, second = rng.normal(size=(5, 3)), rng.normal(size=(4, 2))
+    folders = {
+        "first": {7: write(tmp_path / "first", first, [50, 10, 20, 40, 30], [3, 1, 2])},
+        "second": {7: write(tmp_path / "second", second, [10, 20, 30, 40], [1, 2])},
+    }
+    made = {row["statistic"]: row["value"] for row in InfluenceAgreement("first", "second").rows(folders)}
+    a, b = first[np.ix_([1, 2, 4, 3], [1, 2])], second
+    assert made["pearson"] == pytest.approx(np.mean([stats.pearsonr(a[:, t], b[:, t]).statistic for t in range(2)]), rel=1e-12)
+    assert made["spearman"] == pytest.approx(np.mean([stats.spearmanr(a[:, t], b[:, t]).statistic for t in range(2)]), rel=1e-12)
+    assert made["sign_disagreement"] == np.mean([np.sign(x) != np.sign(y) for x, y in zip(a.ravel(), b.ravel(), strict=True)])
+    assert made["relative_distance"] == pytest.approx(np.sqrt(((a - b) ** 2).sum() / (b**2).sum()), rel=1e-12)
+    errors = [abs(x - y) / abs(y) for x, y in zip(a.ravel(), b.ravel(), strict=True) if x * y > 0]
+    assert made["relative_error_same_sign"] == pytest.approx(np.mean(errors), rel=1e-12)
+
+
+def test_an_estimate_is_itself(tmp_path: Path) -> None:
+    values = np.random.default_rng(1).normal(size=(6, 2))
+    made = nearness(values, values)
+    assert made == pytest.approx(
+        {"pearson": 1, "spearman": 1, "sign_disagreement": 0, "relative_distance": 0, "relative_error_same_sign": 0}, abs=1e-12
+    )
+
+
+def test_what_has_no_value_has_no_row(tmp_path: Path) -> None:
+    """Zeros have no correlation and no relative error; their signs differ from everything that is not zero."""
+    folders = {
+        "first": {0: write(tmp_path / "first", np.ones((4, 1)), [1, 2, 3, 4], [0])},
+        "second": {0: write(tmp_path / "second", np.zeros((4, 1)), [1, 2, 3, 4], [0])},
+    }
+    assert InfluenceAgreement("first", "second").rows(folders) == [{"seed": 0, "statistic": "sign_disagreement", "value": 1.0}]
