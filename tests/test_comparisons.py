@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 from scipy import stats
 
 from influx.studies.comparisons import InfluenceAgreement, nearness
+from influx.studies.timing import Seconds
 
 
 def write(folder: Path, influence: np.ndarray, rows: list[int], tests: list[int]) -> Path:
@@ -50,3 +52,17 @@ def test_what_has_no_value_has_no_row(tmp_path: Path) -> None:
         "second": {0: write(tmp_path / "second", np.zeros((4, 1)), [1, 2, 3, 4], [0])},
     }
     assert InfluenceAgreement("first", "second").rows(folders) == [{"seed": 0, "statistic": "sign_disagreement", "value": 1.0}]
+
+
+def test_seconds_are_those_of_the_stage_and_their_ratio(tmp_path: Path) -> None:
+    folders: dict[str, dict[int, Path]] = {"slow": {}, "fast": {}}
+    for arm, seed, value in (("slow", 1, 6.0), ("slow", 2, 9.0), ("fast", 2, 3.0)):
+        folders[arm][seed] = tmp_path / f"{arm}{seed}"
+        folders[arm][seed].mkdir()
+        (folders[arm][seed] / "run.json").write_text(json.dumps({"stage_seconds": {"train": 1.0, "estimate": value}}))
+    assert Seconds("slow").rows(folders) == [
+        {"seed": 1, "statistic": "seconds", "value": 6.0}, {"seed": 2, "statistic": "seconds", "value": 9.0}
+    ]  # fmt: skip
+    assert Seconds("slow", over="fast").rows(folders) == [
+        {"seed": 2, "statistic": "seconds", "value": 9.0}, {"seed": 2, "statistic": "ratio", "value": 3.0}
+    ]  # fmt: skip

@@ -45,7 +45,7 @@ def state(folder: Path) -> str:
 
 
 def _of_job(folder: Path) -> list[dict[str, Any]]:
-    """Its table of statistics, if it has one, then the facts that its estimator and its truth noted, and the seconds of its stages.
+    """Its table of statistics, if it has one, then the facts that its estimator and its truth noted.
 
     What a task says of another score than the method's own goes by the name `<score>: <statistic>`.
     """
@@ -57,8 +57,7 @@ def _of_job(folder: Path) -> list[dict[str, Any]]:
             other = table["score"] != record["choices"]["method"]
             table.loc[other, "statistic"] = table["score"] + ": " + table["statistic"]
         rows += table[[name for name in LAST[1:] if name in table]].to_dict("records")  # type: ignore[arg-type]
-    seconds = {f"seconds: {stage}": value for stage, value in record["stage_seconds"].items()}
-    noted: dict[str, Any] = {**record.get("facts", {}), **record.get("zero_removal_control", {}), **seconds}
+    noted: dict[str, Any] = {**record.get("facts", {}), **record.get("zero_removal_control", {})}
     rows += [{"statistic": name, "value": float(value)} for name, value in noted.items() if _is_number(value)]
     return rows
 
