@@ -128,6 +128,8 @@ RULES: dict[str, Rule] = {
     "model.layers": one_of_numbers(11, 13),
     "model.batch_norm": FLAG,
     "model.head": choice("linear", "published"),
+    "model.growth": whole(1),
+    "model.norm": choice("group", "batch"),
     "training.lr": number(above=0),
     "training.epochs": whole(1),
     "training.batch_size": whole(1).or_null(),

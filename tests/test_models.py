@@ -16,6 +16,7 @@ from influx.errors import InfluxError
 from influx.models import Model, build
 from influx.models.all_conv import AllConv
 from influx.models.base import Shape, last_layer
+from influx.models.densenet import DenseNet
 from influx.models.lenet import LeNet
 from influx.models.linear import Linear
 from influx.models.logistic import Logistic
@@ -43,6 +44,7 @@ SIZES = {
     "all_conv": (AllConv(), GREY, 2_578),
     "all_conv, width 16": (AllConv(width=16), COLOUR, 28 * 16 + 4 * 145 * 16 + 17 * 16 + 170),
     "resnet18": (ResNet18(), COLOUR, 11_173_962),  # torchvision's 11,689,512, less the stem's 7x7 and the 1000-class head
+    "densenet": (DenseNet(), COLOUR, 176_122),  # torchvision's blocks with a stem of 3 x 3 (test_densenet.py)
     "vgg11": (Vgg(layers=11), COLOUR, 9_220_480 + 5_130),
     "vgg13": (Vgg(layers=13), COLOUR, 9_404_992 + 5_130),
     "vgg11 with batch norm": (Vgg(layers=11, batch_norm=True), COLOUR, 9_220_480 + 5_130 + 2 * 2_752),
