@@ -83,6 +83,10 @@ SIZE = Rule("a size of at least 1MiB, such as 2GiB or 500MB", _is_size)
 PARAMS = Rule("all, last_layer, or a pattern of parameter names such as '*.weight'", _is_selection, ("all", "last_layer"))
 TEXT = Rule("a text", lambda v: isinstance(v, str) and v != "")
 INDEX = list_of(whole(0)).or_null()
+SHARES = Rule(
+    "a list of different numbers above 0 and of at most 1",
+    lambda v: isinstance(v, list | tuple) and len(v) > 0 and all(_is_number(x) and 0 < x <= 1 for x in v) and len({*v}) == len(v),
+)
 STRENGTH = Rule("a number above -1 and of at most 1, other than 0", lambda v: _is_number(v) and -1 < v <= 1 and v != 0)
 
 RULES: dict[str, Rule] = {
@@ -196,6 +200,9 @@ RULES: dict[str, Rule] = {
     "method.rank": whole(1),
     "method.init": choice("pca", "random"),
     "method.solver.labels": choice("empirical", "sampled"),
+    "task.seeds": whole(1),
+    "task.score": choice("mean", "self"),
+    "task.budgets": SHARES,
     "retraining.start": choice("scratch", "warm"),
     "retraining.removed": whole(1).or_word("all"),
     "retraining.selection": choice("random", "top", "loss", "percentile", "stratified", "all", "class"),
@@ -244,7 +251,7 @@ def check_config(config: Mapping[str, Any], prefix: str = "") -> None:
             check_value(key, value)
 
 
-GROUPS = ("store", "dataset", "model", "training", "objective", "measurement", "method", "retraining")
+GROUPS = ("store", "dataset", "model", "training", "objective", "measurement", "method", "retraining", "task")
 SHARED = ("seed", "dtype", "device", "threads", "checkpoints", "pictures", *GROUPS[:6])
 NEEDED = {
     "train": SHARED,
