@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -49,6 +50,11 @@ class Laboratory(Record):
     @cached_property
     def trajectory(self) -> Trajectory:
         return self.experiment.trajectory(self.seed, self.store, self._model, self.memory // 2, checkpoints=self.checkpoints)
+
+    def recall(self, name: str, options: Mapping[str, Any], work: Callable[[], Mapping[str, Tensor]]) -> Mapping[str, Tensor]:
+        experiment, key = self.experiment, self.experiment.key(self.seed, **{name: dict(options)})
+        found, _ = self.store.fetch(name, key, work, f"{experiment.about}, seed {self.seed}")
+        return {part: value.to(experiment.data.train_inputs.device) for part, value in found.items()}
 
     def models(self, count: int) -> Iterator[Problem]:
         yield self.experiment.problem(self._model, self.seed, self.memory)

@@ -101,6 +101,7 @@ class AsPublished(Estimator):
 
     def __post_init__(self) -> None:
         rules.check_fields("method", self)
+        rules.check_word("method.weight_decay", self.weight_decay, "left_out", "inside")
 
     @property
     def calibrated(self) -> bool:  # type: ignore[override]  # a matter of the switches, elsewhere of the class
