@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -52,8 +52,8 @@ class Laboratory(Record):
         return self.experiment.trajectory(self.seed, self.store, self._model, self.memory // 2, checkpoints=self.checkpoints)
 
     def recall(self, name: str, options: Mapping[str, Any], work: Callable[[], Mapping[str, Tensor]]) -> Mapping[str, Tensor]:
-        experiment, key = self.experiment, self.experiment.key(self.seed, **{name: dict(options)})
-        found, _ = self.store.fetch(name, key, work, f"{experiment.about}, seed {self.seed}")
+        experiment, more = self.experiment, cast(dict[str, Any], {name: dict(options)})
+        found, _ = self.store.fetch(name, experiment.key(self.seed, **more), work, f"{experiment.about}, seed {self.seed}")
         return {part: value.to(experiment.data.train_inputs.device) for part, value in found.items()}
 
     def models(self, count: int) -> Iterator[Problem]:

@@ -100,8 +100,8 @@ class AsPublished(Estimator):
     divisor: int | str = 1
 
     def __post_init__(self) -> None:
-        rules.check_fields("method", self)
         rules.check_word("method.weight_decay", self.weight_decay, "left_out", "inside")
+        rules.check_fields("method", self)
 
     @property
     def calibrated(self) -> bool:  # type: ignore[override]  # a matter of the switches, elsewhere of the class

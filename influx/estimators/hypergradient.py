@@ -76,11 +76,11 @@ class Hypergradient(Estimator):
     params: str = "all"
 
     def __post_init__(self) -> None:
-        rules.check_fields("method", self)
         rules.check_word("method.weight_decay", self.weight_decay, "optimizer", "released")
+        rules.check_fields("method", self)
         if self.form == "adjoint" and (self.keep or self.state == "disk"):
             chosen = "keep=true" if self.keep else "state=disk"
-            raise InfluxError(f"method.{chosen} is about h_i, which the adjoint form does not have: leave it out, or use method.form=forward.")
+            raise InfluxError(f"method.{chosen} is about h_i, and the adjoint form has none: leave it out, or use method.form=forward.")
 
     @property
     def exact(self) -> bool:
@@ -118,7 +118,7 @@ class Hypergradient(Estimator):
         return (record.recall("hypergradients", options, work) if self.keep else work())["h"]
 
     def _noted(self, problem: Problem, trajectory: Trajectory) -> dict[str, float]:
-        """How many steps back a contribution reaches at the last learning rate, Hessians aside, if it is forgotten at all; bytes on disk."""
+        """How many steps back a contribution reaches at the last learning rate without Hessians, if it is forgotten; bytes on disk."""
         assert trajectory.descent is not None  # `refuse` was asked
         steps = memory_steps(trajectory.descent, trajectory.rates[-1])
         found = {"memory_steps": steps} if math.isfinite(steps) else {}
@@ -138,8 +138,8 @@ class Hypergradient(Estimator):
             )
         if self.state == "disk" and own > (free := shutil.disk_usage(tempfile.gettempdir()).free):
             raise InfluxError(
-                f"method.state=disk writes {memory.shown(own)} into {tempfile.gettempdir()}, where {memory.shown(free)} are free: set TMPDIR "
-                "to a folder with more, or use method.form=adjoint."
+                f"method.state=disk writes {memory.shown(own)} into {tempfile.gettempdir()}, where {memory.shown(free)} are free: set "
+                "TMPDIR to a folder with more, or use method.form=adjoint."
             )
         hessians = facts.n_steps * products(problem, problem.n_train, facts.batch_size) if self.exact else 0.0
         dense = 8.0 * problem.n_params * (facts.n_steps * problem.n_train if self.exact else visited)

@@ -12,7 +12,7 @@ Without H a step is one 2 x 2 matrix for all examples,
     (Nesterov: (−η(1 + μ), 1) and A = [[1 − ηλ(1 + μ), −ημ²], [λ, μ]]),
 
 so that an example's P-vectors are touched in its own steps only, and four numbers hold what the steps between did to them. A's larger
-eigenvalue is how fast a contribution is forgotten: it is a root of x² − (1 + μ − ηλ)x + μ (Nesterov: x² − (1 + μ − ηλ(1 + μ))x + μ(1 − ηλ)).
+eigenvalue is how fast a contribution is forgotten, a root of x² − (1 + μ − ηλ)x + μ (Nesterov: x² − (1 + μ − ηλ(1 + μ))x + μ(1 − ηλ)).
 """
 
 from __future__ import annotations
