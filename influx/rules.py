@@ -88,6 +88,10 @@ PARAMS = Rule("all, last_layer, or a pattern of parameter names such as '*.weigh
 TEXT = Rule("a text", lambda v: isinstance(v, str) and v != "")
 INDEX = list_of(whole(0)).or_null()
 SITES = Rule("a list of different layers' numbers, counted from 1", lambda v: _are_layers(v)).or_null()
+SHARES = Rule(
+    "a list of different numbers above 0 and of at most 1",
+    lambda v: isinstance(v, list | tuple) and len(v) > 0 and all(_is_number(x) and 0 < x <= 1 for x in v) and len({*v}) == len(v),
+)
 STRENGTH = Rule("a number above -1 and of at most 1, other than 0", lambda v: _is_number(v) and -1 < v <= 1 and v != 0)
 
 RULES: dict[str, Rule] = {
@@ -208,6 +212,9 @@ RULES: dict[str, Rule] = {
     "method.rank": whole(1),
     "method.init": choice("pca", "random"),
     "method.solver.labels": choice("empirical", "sampled"),
+    "task.seeds": whole(1),
+    "task.score": choice("mean", "self"),
+    "task.budgets": SHARES,
     "retraining.start": choice("scratch", "warm"),
     "retraining.removed": whole(1).or_word("all"),
     "retraining.selection": choice("random", "top", "loss", "percentile", "stratified", "all", "class"),
@@ -256,7 +263,7 @@ def check_config(config: Mapping[str, Any], prefix: str = "") -> None:
             check_value(key, value)
 
 
-GROUPS = ("store", "dataset", "model", "training", "objective", "measurement", "method", "retraining")
+GROUPS = ("store", "dataset", "model", "training", "objective", "measurement", "method", "retraining", "task")
 SHARED = ("seed", "dtype", "device", "threads", "checkpoints", "pictures", *GROUPS[:6])
 NEEDED = {
     "train": SHARED,
