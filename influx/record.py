@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from influx.masks import Masks
 from influx.problem import Problem
 from influx.trajectory import Descent, Trajectory
 
@@ -60,5 +61,10 @@ class Record(ABC):
         """
 
     @abstractmethod
-    def masked(self, rate: float, count: int) -> Iterator[Problem]:
+    def masked(self, masks: Masks, count: int) -> Iterator[Problem]:
         """The problem of so many models trained with turn-over dropout, each example with a mask of its own (`influx.masking`)."""
+
+    @property
+    @abstractmethod
+    def mislabelled(self) -> Int[np.ndarray, " rows"]:
+        """Rows of the training part whose label was changed on purpose (dataset.label_noise): for diagnostics, never for an estimate."""

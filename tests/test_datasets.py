@@ -393,6 +393,16 @@ def test_packed_idx_files_are_unpacked(place: str, tmp_path: Path) -> None:
     assert torchvision().datasets.FashionMNIST(tmp_path).data.shape == (20, 28, 28)  # the layout is torchvision's own
 
 
+def test_fashion_mnist_is_looked_for_where_debian_keeps_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("influx.datasets.fashion_mnist.DEBIAN", str(tmp_path / "debian"))
+    refused(FashionMnist(), f"fashion_mnist is not in {tmp_path / 'data'}")
+    write(tmp_path / "debian", idx_files(), packed=True)
+    check_idx_set(FashionMnist().load())
+    write(tmp_path / "data" / "FashionMNIST" / "raw", idx_files(n_train=30))
+    assert FashionMnist().load().n_train == 30  # one's own files come first
+
+
 def test_a_read_only_root_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path, idx_files(), packed=True)
     monkeypatch.setattr("influx.datasets._files.os.access", lambda *_: False)

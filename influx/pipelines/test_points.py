@@ -65,3 +65,14 @@ def losses(problem: Problem, examples: Examples) -> Float[np.ndarray, " n"]:
     with torch.no_grad():
         parts = [problem.losses(problem.theta, examples.take(rows)) for rows in stacking.blocks(len(examples), 4 * problem.bytes_per_row)]
     return torch.cat(parts).cpu().numpy()
+
+
+def accuracy(experiment: Experiment, trained: Trained, seed: int) -> float:
+    """Share of the test examples whose class the trained model gets right."""
+    problem = experiment.problem(trained, seed)
+    with torch.no_grad():
+        parts = [
+            problem.outputs(problem.theta, problem.test.inputs[rows]).argmax(1) == problem.test.targets[rows]
+            for rows in stacking.blocks(len(problem.test), 4 * problem.bytes_per_row)
+        ]
+    return torch.cat(parts).double().mean().item()

@@ -42,8 +42,9 @@ class TruthAgreement(Comparison):
         return (self.first, self.second)
 
     def rows(self, folders: Folders) -> list[dict[str, Any]]:
-        first, second = truths(folders[self.first]), truths(folders[self.second])
-        return rows_of({seed: truth_correlations(first[seed], second[seed]) for seed in sorted(set(first) & set(second))})
+        both = sorted(set(folders[self.first]) & set(folders[self.second]))
+        first, second = truths(folders[self.first], both), truths(folders[self.second], both)
+        return rows_of({seed: truth_correlations(first[seed], second[seed]) for seed in both})
 
 
 @dataclass(frozen=True)
@@ -63,8 +64,10 @@ class EstimateAgreement(Comparison):
         return (self.estimate, self.truth)
 
     def rows(self, folders: Folders) -> list[dict[str, Any]]:
-        truth, estimates = truths(folders[self.truth]), folders[self.estimate]
-        return rows_of({seed: estimate_correlations(estimates[seed], truth[seed]) for seed in sorted(set(estimates) & set(truth))})
+        estimates = folders[self.estimate]
+        both = sorted(set(estimates) & set(folders[self.truth]))
+        truth = truths(folders[self.truth], both)
+        return rows_of({seed: estimate_correlations(estimates[seed], truth[seed]) for seed in both})
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -59,10 +59,12 @@ def places(known: Int[np.ndarray, " n"], wanted: Int[np.ndarray, " m"]) -> Int[n
     return order[np.searchsorted(known, wanted, sorter=order)]
 
 
-def truths(folders: Mapping[int, Path]) -> dict[int, Changes]:
-    """Seed -> its truth. Of a folder that several seeds share each has its own column; a folder of its own is averaged over its seeds."""
-    together = {folder for folder in folders.values() if list(folders.values()).count(folder) > 1}
-    return {seed: _truth(folder, seed if folder in together else None) for seed, folder in folders.items()}
+def truths(folders: Mapping[int, Path], wanted: Container[int] | None = None) -> dict[int, Changes]:
+    """Seed (all, or those wanted) -> its truth. Of a folder that several seeds share each has its own column; a folder of its own is
+    averaged over its seeds."""
+    shared = {folder for folder in folders.values() if list(folders.values()).count(folder) > 1}
+    chosen = {seed: folder for seed, folder in folders.items() if wanted is None or seed in wanted}
+    return {seed: _truth(folder, seed if folder in shared else None) for seed, folder in chosen.items()}
 
 
 def _truth(folder: Path, seed: int | None) -> Changes:

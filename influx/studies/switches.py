@@ -66,7 +66,7 @@ class Switches(Comparison):
 
     def rows(self, folders: Folders) -> list[dict[str, Any]]:
         seeds = sorted(set.intersection(*(set(folders[arm]) for arm in self.arms)))
-        known = {arm: truths(folders[arm]) for arm in self.truths.values()}
+        known = {arm: truths(folders[arm], seeds) for arm in self.truths.values()}
         found = {
             seed: self._of_seed({arm: folders[arm][seed] for arm in self.arms}, {arm: truth[seed] for arm, truth in known.items()})
             for seed in seeds
