@@ -73,7 +73,8 @@ def forward(
     Cost: the training once more and a gradient an example visited; `exact` also a Hessian product a step and tracked example. Memory:
     2 x P numbers a tracked example, in memory or on disk as `place` says, and `WORKING` P-vectors for each example of a block.
     """
-    tracked = torch.arange(problem.n_train, device=problem.theta.device) if tracked is None else tracked
+    tracked = torch.arange(problem.n_train) if tracked is None else tracked
+    tracked = tracked.to(problem.theta.device)
     state = State.zeros(len(tracked), problem.theta, place)
     (_with_hessians if exact else _without_hessians)(problem, trajectory, state, tracked)
     return state.h
