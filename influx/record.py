@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from influx.masks import Masks
 from influx.problem import Problem
 from influx.trajectory import Descent, Trajectory
 
@@ -41,6 +43,13 @@ class Record(ABC):
         """The run that led to the problem's parameters."""
 
     @abstractmethod
+    def recall(self, name: str, options: Mapping[str, Any], work: Callable[[], Mapping[str, Tensor]]) -> Mapping[str, Tensor]:
+        """What `work` made of this run's training and these options, kept under `name` (one word) for whoever asks for the same again.
+
+        It must depend on nothing else: not on test examples, nor on the measurement.
+        """
+
+    @abstractmethod
     def models(self, count: int) -> Iterator[Problem]:
         """The problem after so many trainings, from this run's seed and those that follow it; the first is the run's own model."""
 
@@ -52,5 +61,10 @@ class Record(ABC):
         """
 
     @abstractmethod
-    def masked(self, rate: float, count: int) -> Iterator[Problem]:
+    def masked(self, masks: Masks, count: int) -> Iterator[Problem]:
         """The problem of so many models trained with turn-over dropout, each example with a mask of its own (`influx.masking`)."""
+
+    @property
+    @abstractmethod
+    def mislabelled(self) -> Int[np.ndarray, " rows"]:
+        """Rows of the training part whose label was changed on purpose (dataset.label_noise): for diagnostics, never for an estimate."""

@@ -78,11 +78,16 @@ def _is_selection(value: Any) -> bool:
     return isinstance(value, str) and (value in ("all", "last_layer") or any(sign in value for sign in "*?[."))
 
 
+def _are_layers(value: Any) -> bool:
+    return isinstance(value, list | tuple) and len(value) > 0 and all(map(whole(1).accepts, value)) and len(set(value)) == len(value)
+
+
 FLAG = Rule("true or false", lambda v: isinstance(v, bool))
 SIZE = Rule("a size of at least 1MiB, such as 2GiB or 500MB", _is_size)
 PARAMS = Rule("all, last_layer, or a pattern of parameter names such as '*.weight'", _is_selection, ("all", "last_layer"))
 TEXT = Rule("a text", lambda v: isinstance(v, str) and v != "")
 INDEX = list_of(whole(0)).or_null()
+SITES = Rule("a list of different layers' numbers, counted from 1", lambda v: _are_layers(v)).or_null()
 SHARES = Rule(
     "a list of different numbers above 0 and of at most 1",
     lambda v: isinstance(v, list | tuple) and len(v) > 0 and all(_is_number(x) and 0 < x <= 1 for x in v) and len({*v}) == len(v),
@@ -128,6 +133,10 @@ RULES: dict[str, Rule] = {
     "model.depth": whole(0),
     "model.width": whole(1),
     "model.activation": choice("relu", "tanh", "selu", "gelu", "silu", "sigmoid"),
+    "model.blocks": whole(1),
+    "model.convolutions": whole(1),
+    "model.units": whole(1),
+    "model.dropout": number(at_least=0, below=1),
     "model.bias": FLAG,
     "model.layers": one_of_numbers(11, 13),
     "model.batch_norm": FLAG,
@@ -153,6 +162,8 @@ RULES: dict[str, Rule] = {
     "method.count": whole(1).or_null(),
     "method.hessian": choice("exact", "none"),
     "method.form": choice("forward", "adjoint"),
+    "method.state": choice("memory", "disk"),
+    "method.keep": FLAG,
     "method.kind": choice("theta", "loss"),
     "method.fraction": number(above=0, below=1),
     "method.subsets": whole(2),
@@ -164,7 +175,7 @@ RULES: dict[str, Rule] = {
     "method.labels": choice("signed", "ignored"),
     "method.precision": choice("float32", "float64"),
     "method.bias": choice("fixed", "moving", "dropped"),
-    "method.weight_decay": choice("left_out", "inside"),
+    "method.weight_decay": choice("left_out", "inside", "optimizer", "released"),  # as_published's two words, hypergradient's two
     "method.inverse": choice("dense", "eigen", "solve", "lissa", "lissa_summed"),
     "method.depth": whole(1),
     "method.scale": number(above=0),
@@ -177,6 +188,9 @@ RULES: dict[str, Rule] = {
     "method.dim": whole(1),
     "method.models": whole(1),
     "method.rate": number(above=0, below=1),
+    "method.masks": choice("integer", "sine"),
+    "method.fair": FLAG,
+    "method.sites": SITES,
     "method.path": TEXT.or_null(),
     "method.calibrated": FLAG,
     "method.strategy": choice("ekfac", "kfac", "diagonal", "identity"),
@@ -241,7 +255,15 @@ RULES: dict[str, Rule] = {
 
 def check_value(key: str, value: Any) -> None:
     """Raise `InfluxError` when `value` breaks the rule of the knob at `key`; a key without a rule passes."""
-    rule = RULES.get(key.replace("retraining.solver.", "method.solver."))  # one rule a solver's knob, wherever the solver is
+    _check(key, value, RULES.get(key.replace("retraining.solver.", "method.solver.")))  # one rule a solver's knob, wherever the solver is
+
+
+def check_word(key: str, value: Any, *own: str) -> None:
+    """Raise `InfluxError` unless `value` is one of a class's own words for a knob whose rule has those of other classes too."""
+    _check(key, value, choice(*own))
+
+
+def _check(key: str, value: Any, rule: Rule | None) -> None:
     if rule is None or rule.accepts(value):
         return
     hint = nearest(value, rule.choices) if isinstance(value, str) else ""
