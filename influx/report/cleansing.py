@@ -10,7 +10,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from rich.table import Table
 
-from influx.report.detection import looks
+from influx.report.detection import draw_scores, looks
 from influx.report.plots import GREY, new_figure, style
 from influx.report.tables import interval, significant
 
@@ -26,6 +26,23 @@ def save_cleansing(table: pd.DataFrame, path: str | Path, *, method: str, share:
         ax.set_title(textwrap.fill(about, 85))
         figure.legend(loc="outside lower left", ncols=6)
         figure.suptitle(textwrap.fill(title, 80), x=0.01, ha="left")
+        figure.savefig(path)
+
+
+def save_cleansing_ranking(table: pd.DataFrame, ranked: pd.DataFrame, path: str | Path, *, title: str, about: str) -> None:
+    """Several methods: accuracy over share removed, and their ranking at one share. `table` as above; `ranked`: `score, value, ci_low,
+    ci_high`, best first, with removing nothing (`all`) among them."""
+    rules = [str(score) for score in ranked["score"] if score != "all"]
+    nothing = float(table.loc[table["score"] == "all", "accuracy"].iloc[0])
+    with style():
+        figure = new_figure(8.4, max(3.9, 0.28 * len(ranked) + 1.2))
+        left, right = figure.subplots(1, 2, width_ratios=[1.35, 1])
+        draw_cleansing(table, left, method=rules[0], share=0.0)
+        shown = ranked[ranked["score"] != "all"]
+        label = "accuracy at the last share; line: nothing removed"
+        draw_scores(shown, right, drawn=looks(rules), label=label, reference=nothing)
+        left.set_title(about)
+        figure.suptitle(textwrap.fill(title, 95), x=0.01, ha="left")
         figure.savefig(path)
 
 
@@ -63,9 +80,9 @@ def cleansing_lines(table: pd.DataFrame, about: str) -> Table:
     for rule in table["score"].drop_duplicates():
         values = [_cell(cells, (rule, "accuracy", share)).partition(" ")[0] for share in (0.0, *shares)]
         at = 0.0 if rule == "all" else last
-        held = interval(cells.loc[(rule, "accuracy", at)])
+        held = _limits(cells.loc[(rule, "accuracy", at)])
         differences = [_cell(cells, (rule, kind, last)) for kind in ("minus_random", "minus_all")]
-        wrong = f"{cells.loc[(rule, 'wrong', at)].value:.1%}" if (rule, "wrong", at) in cells.index else ""
+        wrong = f"{cells.loc[(rule, 'wrong', at)].value:.0%}" if (rule, "wrong", at) in cells.index else ""
         lines.add_row(str(rule), *values, held, *differences, wrong)
     return lines
 
@@ -74,7 +91,12 @@ def _cell(cells: pd.DataFrame, place: tuple[str, str, float]) -> str:
     """A value with its interval, or nothing where there is no such row."""
     if place not in cells.index:
         return ""
-    return f"{significant(cells.loc[place].value)} {interval(cells.loc[place])}".strip()
+    return f"{cells.loc[place].value:.3f} {_limits(cells.loc[place])}".strip()
+
+
+def _limits(row: pd.Series) -> str:
+    """An interval of accuracies, to a thousandth."""
+    return "" if math.isnan(row.ci_low) else f"[{row.ci_low:.3f}, {row.ci_high:.3f}]"
 
 
 def cleansing_verdict(table: pd.DataFrame, method: str, removed: float) -> str:
