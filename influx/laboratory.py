@@ -13,6 +13,7 @@ from torch import Tensor
 
 from influx import masking
 from influx.experiment import Experiment, Trained
+from influx.masks import Masks, tickets
 from influx.problem import Problem
 from influx.progress import progress
 from influx.record import Facts, Record
@@ -66,10 +67,15 @@ class Laboratory(Record):
         made: dict[int, Tensor] = {at: found["values"][1:] for _, (at, found, _) in zip(bar, results, strict=True)}
         return torch.cat([made[at] for at in range(len(shards))]).to(self.experiment.data.train_inputs.device)
 
-    def masked(self, rate: float, count: int) -> Iterator[Problem]:
+    def masked(self, masks: Masks, count: int) -> Iterator[Problem]:
         for seed in range(self.seed, self.seed + count):
-            experiment = masked_experiment(self.experiment, rate, seed)
+            experiment = masked_experiment(self.experiment, masks, seed)
             yield experiment.problem(experiment.train(seed, self.store), seed, self.memory)
+
+    @property
+    def mislabelled(self) -> Int[np.ndarray, " rows"]:
+        data = self.experiment.data
+        return np.flatnonzero(np.isin(data.train_index, data.flipped))
 
     def after(self, trained: Trained) -> Laboratory:
         """The same, once the run's model is trained."""
@@ -82,15 +88,15 @@ class Laboratory(Record):
         return self.trained
 
 
-def masked_experiment(experiment: Experiment, rate: float, seed: int) -> Experiment:
+def masked_experiment(experiment: Experiment, masks: Masks, seed: int) -> Experiment:
     """The same experiment under turn-over dropout: each training example with a mask of its own, test examples with none; the inputs are
     flattened, and carry a ticket in one more column (`influx.masking`)."""
     data = experiment.data
-    own = masking.tickets(data.train_index)
+    own = tickets(data.train_index)
 
-    def ticketed(inputs: Float[Tensor, " n *shape"], tickets: Float[Tensor, " n"]) -> Float[Tensor, "n features1"]:
-        return torch.cat([inputs.flatten(1), tickets.to(inputs).unsqueeze(1)], dim=1)
+    def ticketed(inputs: Float[Tensor, " n *shape"], each: Float[Tensor, " n"]) -> Float[Tensor, "n features1"]:
+        return torch.cat([inputs.flatten(1), each.to(inputs).unsqueeze(1)], dim=1)
 
     train, test = ticketed(data.train_inputs, own), ticketed(data.test_inputs, torch.zeros(data.n_test))
-    model = masking.Masked(experiment.model, data.input_shape, rate, seed)
+    model = masking.Masked(experiment.model, data.input_shape, masks, seed)
     return replace(experiment, data=replace(data, train_inputs=train, test_inputs=test), model=model)

@@ -1,94 +1,45 @@
 """Turn-over dropout: every training example trains a sub-network of its own (Kobayashi, Yokoi, Suzuki & Inui 2020, section 3).
 
-A hidden unit is *kept* by example i with probability 1 − rate, drawn once and for all. Training uses i with its own mask, the units that
-it keeps scaled by 1/(1 − rate); its *flipped* mask, the complement, has the units that i never moved, scaled by 1/rate. Prediction uses
-the whole network.
-
-Masks are a function of (seed, layer, example, unit) made of integers alone: the same on every device and in every number format, and
-nothing is stored. Which example a row belongs to, and which of its masks is meant, travels with its inputs as one more column, the
-*ticket*: index + 1 for the own mask, −(index + 1) for the flipped one, 0 for none. Training and gradients know nothing of all this.
+Training uses example i with its own mask of hidden units (`influx.masks`); the flipped mask, the complement, has the units that i never
+moved. Prediction uses the whole network. The mask that a row wants travels with its inputs as one more column, the *ticket*; training and
+gradients know nothing of all this.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from influx.errors import InfluxError
+from influx.masks import Masks
 from influx.models.base import ACTIVATIONS, Model, Shape
-from influx.seeding import derive
 from influx.stacking import mixes_rows
-
-MOST = 2**24  # examples: float32 holds every whole number up to here
-WORD = 2**32 - 1
 
 MASKED = (
     *ACTIVATIONS.values(), nn.CELU, nn.ELU, nn.Hardtanh, nn.Hardswish, nn.LeakyReLU, nn.LogSigmoid, nn.Mish, nn.PReLU, nn.ReLU6,
     nn.Softplus, nn.Softsign, nn.Tanhshrink,
 )  # fmt: skip
+NAMED = ("GELUActivation", "NewGELUActivation", "FastGELUActivation", "QuickGELUActivation")  # those of the transformers library
 WEIGHTED = (nn.Linear, nn.modules.conv._ConvNd)
-
-
-# -------------------------------------------------------------------------------------------------------------------- masks
-
-
-def _mixed(word: Int[Tensor, " *shape"]) -> Int[Tensor, " *shape"]:
-    """A bijection of 32-bit words that spreads every bit over all others (Wellons' two-round multiply-xorshift, "hash-prospector"); both
-    factors are below 2^31, so that no product leaves 63 bits."""
-    word = ((word ^ (word >> 16)) * 0x21F0AAAD) & WORD
-    word = ((word ^ (word >> 15)) * 0x735A2D97) & WORD
-    return word ^ (word >> 15)
-
-
-def keeps(index: Int[Tensor, " rows"], units: int, rate: float, seed: int, layer: int) -> Bool[Tensor, "rows units"]:
-    """Which units of a layer each example keeps: independent bits of probability 1 − rate (to 2⁻³³)."""
-    key = derive(seed, "turn-over dropout", layer)
-    example = _mixed((index & WORD) ^ (key & WORD))
-    unit = _mixed(torch.arange(units, device=index.device) ^ (key >> 32))
-    return _mixed(example.unsqueeze(1) ^ unit) >= round(rate * 2**32)
-
-
-def factors(tickets: Float[Tensor, " rows"], units: int, rate: float, seed: int, layer: int) -> Float[Tensor, "rows units"]:
-    """What each unit's result is multiplied by: 0 or the scale of its mask, 1 throughout for a ticket of 0."""
-    own = (tickets > 0).unsqueeze(1)
-    used = keeps(tickets.abs().long() - 1, units, rate, seed, layer) == own
-    scale = torch.full_like(tickets, 1 / rate).masked_fill(tickets > 0, 1 / (1 - rate))  # [rows]
-    return (used * scale.unsqueeze(1)).masked_fill((tickets == 0).unsqueeze(1), 1.0)
-
-
-def tickets(index: Int[np.ndarray, " rows"]) -> Float[Tensor, " rows"]:
-    """Own masks of the examples at these places in the data set's order.
-
-    Raises:
-        InfluxError: a place that float32 cannot tell from the next.
-    """
-    if index.max(initial=0) + 1 > MOST:
-        raise InfluxError(
-            f"method=turnover_dropout tells examples apart by their place in the data set, up to {MOST:,}; this one has place "
-            f"{index.max():,}: choose examples that come before with dataset.train_index."
-        )
-    return torch.from_numpy(index + 1.0)
-
-
-# -------------------------------------------------------------------------------------------------- where a network is masked
 
 
 @dataclass(frozen=True)
 class Site:
-    """One call of an activation whose result is masked: one bit a unit behind a linear layer, one a channel behind a convolution."""
+    """One call of an activation whose result is masked: one bit a unit behind a linear layer, the same for all tokens of an example, or one
+    a channel behind a convolution. `layer` is its number among all that could be, from 0."""
 
     name: str
     call: int
     units: int
     channels: bool
+    layer: int = 0
 
     def masked(self, result: Float[Tensor, " groups each *shape"], mask: Float[Tensor, "groups units"]) -> Tensor:
         """Rows in groups, the rows of a group under the same mask."""
@@ -97,13 +48,14 @@ class Site:
         return result * mask.view(len(mask), *[1] * before, self.units, *[1] * after)
 
 
-def find_sites(net: nn.Module, example: Float[Tensor, " 1 *shape"]) -> tuple[Site, ...]:
-    """The activations whose results are masked: the first behind each linear layer or convolution, if another such layer follows.
+def find_sites(net: nn.Module, example: Float[Tensor, " 1 *shape"], layers: Sequence[int] | None = None) -> tuple[Site, ...]:
+    """The activations whose results are masked: the first behind each linear layer or convolution, if another such layer follows; of these
+    the ones with a number in `layers`, counted from 1 in the order in which they run (None: all).
 
     They have to be modules (`nn.ReLU`, not `functional.relu`), because those are what a run of the network shows.
 
     Raises:
-        InfluxError: there is none, or the network normalises by the batch, so that examples do not train apart.
+        InfluxError: there is none, or none of such a number, or the network normalises by the batch, so that examples do not train apart.
     """
     if mixes_rows(net):
         raise InfluxError(
@@ -121,7 +73,7 @@ def find_sites(net: nn.Module, example: Float[Tensor, " 1 *shape"]) -> tuple[Sit
             found.extend(waiting)
             waiting.clear()
             weighted = part
-        elif isinstance(part, MASKED) and weighted is not None:
+        elif _activates(part) and weighted is not None:
             channels = not isinstance(weighted, nn.Linear)
             waiting.append(Site(name, calls[name], result.shape[1 if channels else -1], channels))
             weighted = None
@@ -135,7 +87,18 @@ def find_sites(net: nn.Module, example: Float[Tensor, " 1 *shape"]) -> tuple[Sit
             "method=turnover_dropout masks hidden units, and this model has no hidden layer with an activation module behind it: use "
             "model=mlp, or another method."
         )
-    return tuple(found)
+    beyond = [number for number in layers or () if number > len(found)]
+    if beyond:
+        raise InfluxError(
+            f"method.sites asks for hidden layer {beyond[0]}, and this model has {len(found)} that can be masked: number them from 1 to "
+            f"{len(found)}, or set method.sites=null for all."
+        )
+    numbered = [replace(site, layer=at) for at, site in enumerate(found)]
+    return tuple(site for site in numbered if layers is None or site.layer + 1 in layers)
+
+
+def _activates(part: nn.Module) -> bool:
+    return isinstance(part, MASKED) or type(part).__name__ in NAMED
 
 
 @contextmanager
@@ -156,10 +119,10 @@ def _hooked(parts: dict[str, nn.Module], act: Callable[[str, nn.Module, Tensor],
 class MaskedNet(nn.Module):
     """`net` under the masks that each row's ticket, the last column of its flattened inputs, asks for."""
 
-    def __init__(self, net: nn.Module, shape: tuple[int, ...], rate: float, seed: int) -> None:
+    def __init__(self, net: nn.Module, shape: tuple[int, ...], masks: Masks, seed: int) -> None:
         super().__init__()
-        self.net, self.shape, self.rate, self.seed = net.eval(), shape, rate, seed
-        self.sites = find_sites(net, torch.zeros(1, *shape))
+        self.net, self.shape, self.drawn, self.seed = net.eval(), shape, masks, seed
+        self.sites = find_sites(net, torch.zeros(1, *shape), masks.layers)
 
     def forward(self, inputs: Float[Tensor, "rows features1"]) -> Float[Tensor, "rows out"]:
         with self._masking(inputs[:, -1], 0):
@@ -186,7 +149,7 @@ class MaskedNet(nn.Module):
 
     def masks(self, tickets: Float[Tensor, " rows"]) -> Bool[Tensor, "rows units"]:
         """Which units of all masked layers are in use."""
-        return torch.cat([self._factors(tickets, layer) > 0 for layer in range(len(self.sites))], dim=1)
+        return torch.cat([self._factors(tickets, at) > 0 for at in range(len(self.sites))], dim=1)
 
     @property
     def _chain(self) -> list[nn.Module]:
@@ -200,22 +163,23 @@ class MaskedNet(nn.Module):
         places = [at for at, part in enumerate(self._chain) if part is first]
         return places[self.sites[0].call] + 1 if places else 0
 
-    def _factors(self, tickets: Float[Tensor, " rows"], layer: int) -> Float[Tensor, "rows units"]:
-        return factors(tickets, self.sites[layer].units, self.rate, self.seed, layer)
+    def _factors(self, tickets: Float[Tensor, " rows"], at: int) -> Float[Tensor, "rows units"]:
+        site = self.sites[at]
+        return self.drawn.factors(tickets, site.units, self.seed, site.layer, training=self.training)
 
     @contextmanager
     def _masking(self, tickets: Float[Tensor, " groups"], begin: int) -> Iterator[None]:
         """Within, the results at all sites from number `begin` on are masked, rows in as many groups as there are tickets."""
-        layers = {(site.name, site.call): at for at, site in enumerate(self.sites)}
+        places = {(site.name, site.call): at for at, site in enumerate(self.sites)}
         calls: Counter[str] = Counter({site.name: site.call + 1 for site in self.sites[:begin]})
 
         def masked(name: str, _: nn.Module, result: Tensor) -> Tensor | None:
-            layer = layers.get((name, calls[name]))
+            at = places.get((name, calls[name]))
             calls[name] += 1
-            if layer is None:
+            if at is None:
                 return None
             grouped = result.unflatten(0, (len(tickets), -1))
-            return self.sites[layer].masked(grouped, self._factors(tickets, layer)).flatten(0, 1)
+            return self.sites[at].masked(grouped, self._factors(tickets, at)).flatten(0, 1)
 
         with _hooked({site.name: self.net.get_submodule(site.name) for site in self.sites}, masked):
             yield
@@ -229,12 +193,12 @@ def _parts(net: nn.Module) -> list[nn.Module]:
 
 @dataclass(frozen=True)
 class Masked(Model):
-    """`model` for examples of a shape, under masks of a rate, drawn from a seed."""
+    """`model` for examples of a shape, under masks drawn from a seed."""
 
     model: Model
     inputs: tuple[int, ...]
-    rate: float
+    masks: Masks
     seed: int
 
     def module(self, shape: Shape) -> nn.Module:
-        return MaskedNet(self.model.module(Shape(self.inputs, shape.n_outputs, shape.task)), self.inputs, self.rate, self.seed)
+        return MaskedNet(self.model.module(Shape(self.inputs, shape.n_outputs, shape.task)), self.inputs, self.masks, self.seed)

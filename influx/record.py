@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from influx.masks import Masks
 from influx.problem import Problem
 from influx.trajectory import Descent, Trajectory
 
@@ -52,5 +53,10 @@ class Record(ABC):
         """
 
     @abstractmethod
-    def masked(self, rate: float, count: int) -> Iterator[Problem]:
+    def masked(self, masks: Masks, count: int) -> Iterator[Problem]:
         """The problem of so many models trained with turn-over dropout, each example with a mask of its own (`influx.masking`)."""
+
+    @property
+    @abstractmethod
+    def mislabelled(self) -> Int[np.ndarray, " rows"]:
+        """Rows of the training part whose label was changed on purpose (dataset.label_noise): for diagnostics, never for an estimate."""

@@ -78,11 +78,20 @@ def _is_selection(value: Any) -> bool:
     return isinstance(value, str) and (value in ("all", "last_layer") or any(sign in value for sign in "*?[."))
 
 
+def _are_layers(value: Any) -> bool:
+    return isinstance(value, list | tuple) and len(value) > 0 and all(map(whole(1).accepts, value)) and len(set(value)) == len(value)
+
+
 FLAG = Rule("true or false", lambda v: isinstance(v, bool))
 SIZE = Rule("a size of at least 1MiB, such as 2GiB or 500MB", _is_size)
 PARAMS = Rule("all, last_layer, or a pattern of parameter names such as '*.weight'", _is_selection, ("all", "last_layer"))
 TEXT = Rule("a text", lambda v: isinstance(v, str) and v != "")
 INDEX = list_of(whole(0)).or_null()
+SITES = Rule("a list of different layers' numbers, counted from 1", lambda v: _are_layers(v)).or_null()
+SHARES = Rule(
+    "a list of different numbers above 0 and of at most 1",
+    lambda v: isinstance(v, list | tuple) and len(v) > 0 and all(_is_number(x) and 0 < x <= 1 for x in v) and len({*v}) == len(v),
+)
 STRENGTH = Rule("a number above -1 and of at most 1, other than 0", lambda v: _is_number(v) and -1 < v <= 1 and v != 0)
 
 RULES: dict[str, Rule] = {
@@ -125,6 +134,10 @@ RULES: dict[str, Rule] = {
     "model.depth": whole(0),
     "model.width": whole(1),
     "model.activation": choice("relu", "tanh", "selu", "gelu", "silu", "sigmoid"),
+    "model.blocks": whole(1),
+    "model.convolutions": whole(1),
+    "model.units": whole(1),
+    "model.dropout": number(at_least=0, below=1),
     "model.bias": FLAG,
     "model.layers": one_of_numbers(11, 13),
     "model.batch_norm": FLAG,
@@ -180,6 +193,9 @@ RULES: dict[str, Rule] = {
     "method.dim": whole(1),
     "method.models": whole(1),
     "method.rate": number(above=0, below=1),
+    "method.masks": choice("integer", "sine"),
+    "method.fair": FLAG,
+    "method.sites": SITES,
     "method.path": TEXT.or_null(),
     "method.calibrated": FLAG,
     "method.strategy": choice("ekfac", "kfac", "diagonal", "identity"),
@@ -203,6 +219,9 @@ RULES: dict[str, Rule] = {
     "method.rank": whole(1),
     "method.init": choice("pca", "random"),
     "method.solver.labels": choice("empirical", "sampled"),
+    "task.seeds": whole(1),
+    "task.score": choice("mean", "self"),
+    "task.budgets": SHARES,
     "retraining.start": choice("scratch", "warm"),
     "retraining.removed": whole(1).or_word("all"),
     "retraining.selection": choice("random", "top", "loss", "percentile", "stratified", "all", "class"),
@@ -251,7 +270,7 @@ def check_config(config: Mapping[str, Any], prefix: str = "") -> None:
             check_value(key, value)
 
 
-GROUPS = ("store", "dataset", "model", "training", "objective", "measurement", "method", "retraining")
+GROUPS = ("store", "dataset", "model", "training", "objective", "measurement", "method", "retraining", "task")
 SHARED = ("seed", "dtype", "device", "threads", "checkpoints", "pictures", *GROUPS[:6])
 NEEDED = {
     "train": SHARED,

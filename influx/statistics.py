@@ -24,6 +24,7 @@ model. An estimate can be better at one than at the other.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
@@ -147,6 +148,17 @@ def per_test(estimate: Matrix, change: Float[np.ndarray, "n_removed n_test n_see
         corrected=r / np.where(ceiling > 0, ceiling, np.nan),
         this_model=per_test_correlation(estimate, change[:, :, 0], "spearman") if change.shape[2] > 1 else np.nan,
     )
+
+
+def interval_over_seeds(values: Float[np.ndarray, " n_seeds"]) -> tuple[float, float, float]:
+    """Mean and 95 % interval of it (Student's t over seeds); NaN for what too few seeds leave open."""
+    if not len(values):
+        return math.nan, math.nan, math.nan
+    mean = float(np.mean(values))
+    if len(values) < 2:
+        return mean, math.nan, math.nan
+    half = float(scipy.stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / math.sqrt(len(values)))
+    return mean, mean - half, mean + half
 
 
 def _agreements(n_removed: int, n_test: int, *, calibrated: bool, top_k: int) -> list[Agreement]:

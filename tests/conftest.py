@@ -24,7 +24,12 @@ TINY = {
     "validate": (*TINY_DATA, "training.epochs=2", *TINY_TRUTH),
 }
 CONVEX = {"model=logistic", "model=linear"}
-PICTURES = ("influx.pipelines.train.save_history", "influx.pipelines.estimate.save_gallery", "influx.pipelines.validate.save_scatter")
+PICTURES = (
+    "influx.pipelines.train.save_history",
+    "influx.pipelines.estimate.save_gallery",
+    "influx.pipelines.estimate.save_class_influence",
+    "influx.pipelines.validate.save_scatter",
+)
 
 
 @dataclass(frozen=True)

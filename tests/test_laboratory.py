@@ -17,6 +17,7 @@ from torch.testing import assert_close
 from influx.errors import InfluxError
 from influx.experiment import Experiment
 from influx.laboratory import Laboratory
+from influx.masks import Masks
 from influx.measurements import MeanLoss
 from influx.store import Store
 from influx.training.first_order import Adam, Sgd
@@ -185,11 +186,11 @@ def test_snapshots_are_kept_in_the_store_and_asked_for_again(tmp_path, monkeypat
 
 
 def test_masked_models_come_from_the_next_seeds(tmp_path):
-    found = list(laboratory(made(), Store(tmp_path)).masked(0.5, 2))
+    found = list(laboratory(made(), Store(tmp_path)).masked(Masks(), 2))
     assert len(found) == 2
     assert not torch.equal(found[0].theta, found[1].theta)
     assert_close(found[0].train.inputs[:, :3], made().data.train_inputs, rtol=0, atol=0)  # and a ticket in one more column
-    again = next(iter(laboratory(made(), Store(tmp_path)).masked(0.5, 1)))
+    again = next(iter(laboratory(made(), Store(tmp_path)).masked(Masks(), 1)))
     assert torch.equal(again.theta, found[0].theta)
 
 

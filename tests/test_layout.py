@@ -21,6 +21,7 @@ from influx.instantiate import build
 from influx.measurements import Measurement
 from influx.models import Model
 from influx.objectives import Objective
+from influx.pipelines.tasks import Task
 from influx.retraining import Retraining
 from influx.solvers import Solver
 from influx.training import Training
@@ -155,6 +156,7 @@ FAMILIES: dict[str, Any] = {
     "method": Estimator,
     "solver": Solver,
     "retraining": Retraining,
+    "task": Task,
 }
 INSIDE = {"solver": "method.solver"}  # groups whose place in the configuration is inside another
 OPTIONS = sorted(file for group in FAMILIES for file in (REPOSITORY / "conf" / group).rglob("*.yaml"))

@@ -1,11 +1,10 @@
-"""Turn-over dropout's masks: what the hash promises, and that a masked network is the network that a plain loop writes down."""
+"""Networks under turn-over dropout's masks: which layers are masked, and that each row is what a plain loop writes down."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
-import numpy as np
 import pytest
 import torch
 from problems import NOTHING_KEPT, BatchNormNet, DropoutNet, experiment
@@ -16,100 +15,15 @@ from torch.testing import assert_close
 from influx import masking
 from influx.errors import InfluxError
 from influx.laboratory import masked_experiment
-from influx.masking import MOST, MaskedNet, factors, find_sites, keeps, tickets
+from influx.masking import MaskedNet, find_sites
+from influx.masks import Masks, by_integers
 from influx.models import Model
 from influx.models.all_conv import AllConv
 from influx.models.base import Shape, build
+from influx.models.conv_stack import ConvStack
 from influx.models.lenet import LeNet
 from influx.models.mlp import Mlp
-from influx.seeding import derive
 from influx.training.first_order import Sgd
-
-MANY = 20_000
-HIGH = torch.arange(MOST - MANY, MOST)  # the last places that float32 can tell apart
-
-
-# -------------------------------------------------------------------------------------------------------------------- masks
-
-
-def plain_mix(word: int) -> int:
-    """The hash on Python's own integers."""
-    for shift, factor in ((16, 0x21F0AAAD), (15, 0x735A2D97)):
-        word = ((word ^ (word >> shift)) * factor) % 2**32
-    return word ^ (word >> 15)
-
-
-@pytest.mark.parametrize("rate", [0.5, 0.1, 0.73])
-def test_masks_are_the_integer_function_that_they_are_said_to_be(rate):
-    index = [0, 1, 2, 255, 256, 65_535, 65_536, 1_234_567, MOST - 1]
-    ours = keeps(torch.tensor(index), 37, rate, seed=5, layer=2)
-    key = derive(5, "turn-over dropout", 2)
-    wanted = [
-        [plain_mix(plain_mix(i ^ key % 2**32) ^ plain_mix(unit ^ key >> 32)) >= round(rate * 2**32) for unit in range(37)] for i in index
-    ]
-    assert ours.tolist() == wanted
-
-
-@pytest.mark.parametrize("rate", [0.5, 0.1, 0.73])
-def test_the_flipped_mask_is_the_complement_and_scales_are_exact(rate):
-    own = tickets(np.arange(500)).float()
-    one, other, none = factors(own, 33, rate, 0, 0), factors(-own, 33, rate, 0, 0), factors(0 * own, 33, rate, 0, 0)
-    assert ((one > 0) ^ (other > 0)).all()
-    assert set(one.unique().tolist()) == {0.0, torch.tensor(1 / (1 - rate)).item()}
-    assert set(other.unique().tolist()) == {0.0, torch.tensor(1 / rate).item()}
-    assert (none == 1).all()
-    assert torch.equal(one > 0, keeps(torch.arange(500), 33, rate, 0, 0))
-
-
-@pytest.mark.parametrize("index", [torch.arange(MANY), HIGH], ids=["low", "high"])
-@pytest.mark.parametrize("rate", [0.5, 0.2])
-def test_masks_are_balanced_and_independent(index, rate):
-    kept = keeps(index, 64, rate, seed=0, layer=0).double()
-    spread = math.sqrt(rate * (1 - rate))
-    # five standard errors everywhere; the largest of 64 units and of 20,000 examples gets the usual √(2 log count) more
-    assert abs(kept.mean() - (1 - rate)) < 5 * spread / math.sqrt(kept.numel())
-    assert (kept.mean(0) - (1 - rate)).abs().max() < 8 * spread / math.sqrt(MANY)
-    assert (kept.mean(1) - (1 - rate)).abs().max() < 8 * spread / math.sqrt(64)
-    assert kept.mean(1).std().item() == pytest.approx(spread / math.sqrt(64), rel=0.03)  # binomial: 1/√(2·20,000) = 0.5 % noise
-    centred = (kept - kept.mean(0)) / spread
-    units = centred.T @ centred / MANY  # correlations of units
-    assert (units - torch.eye(64)).abs().max() < 7 / math.sqrt(MANY)
-    neighbours = (centred[:-1] * centred[1:]).mean(1)  # correlations of consecutive examples
-    assert abs(neighbours.mean()) < 5 / math.sqrt(64 * MANY)
-    assert neighbours.std().item() == pytest.approx(1 / math.sqrt(64), rel=0.05)
-
-
-@pytest.mark.parametrize("index", [torch.arange(10 * MANY), HIGH, 64 * torch.arange(MANY)], ids=["low", "high", "sparse"])
-def test_no_two_examples_share_a_mask(index):
-    """2·10⁵ masks of 64 fair bits: a shared one has a chance of 1e-9."""
-    kept = np.packbits(keeps(index, 64, 0.5, seed=1, layer=0).numpy(), axis=1).view(np.uint64)
-    assert len(np.unique(kept)) == len(index)
-
-
-def test_layers_and_seeds_have_masks_of_their_own():
-    first = keeps(torch.arange(MANY), 32, 0.5, seed=0, layer=0)
-    for seed, layer in ((0, 1), (1, 0), (2**40, 0)):
-        agreement = (keeps(torch.arange(MANY), 32, 0.5, seed, layer) == first).double().mean().item()
-        assert agreement == pytest.approx(0.5, abs=5 * 0.5 / math.sqrt(32 * MANY))
-    assert torch.equal(keeps(torch.arange(MANY), 32, 0.5, seed=0, layer=0), first)
-
-
-DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))]
-
-
-@pytest.mark.parametrize("device", DEVICES)
-def test_masks_are_the_same_in_every_type_and_place(device):
-    own = tickets(HIGH.numpy())
-    wanted = keeps(HIGH, 16, 0.5, 3, 1)
-    for dtype in (torch.float32, torch.float64):
-        assert torch.equal(factors(own.to(device, dtype), 16, 0.5, 3, 1).cpu() > 0, wanted)
-
-
-def test_a_place_beyond_what_float32_counts_is_refused():
-    tickets(np.array([MOST - 1]))
-    with pytest.raises(InfluxError, match=r"up to 16,777,216; this one has place 16,777,216: choose examples"):
-        tickets(np.array([3, MOST]))
-
 
 # -------------------------------------------------------------------------------------------------- where a network is masked
 
@@ -156,6 +70,66 @@ def test_calls_of_one_activation_are_told_apart_and_outputs_stay_whole():
     assert [(site.name, site.call, site.units) for site in sites] == [("act", 0, 5), ("act", 2, 8)]
 
 
+@pytest.mark.parametrize(("layers", "wanted"), [(None, [0, 1, 2]), ([1, 3], [0, 2]), ((2,), [1])])
+def test_the_layers_with_the_numbers_asked_for_are_masked(layers, wanted):
+    sites = find_sites(build(Mlp(depth=3, width=7), ROW, 0), torch.zeros(1, 6), layers)
+    assert [site.layer for site in sites] == wanted
+
+
+def test_a_number_beyond_the_last_hidden_layer_is_refused():
+    with pytest.raises(InfluxError, match=r"method\.sites asks for hidden layer 4, and this model has 2 .* from 1 to 2, or .*sites=null"):
+        find_sites(build(Mlp(depth=2), ROW, 0), torch.zeros(1, 6), [1, 4])
+
+
+class Block(nn.Module):
+    """A transformer's: attention among tokens, then a hidden layer for each, both with what they were given added."""
+
+    def __init__(self, act: nn.Module) -> None:
+        super().__init__()
+        self.mix, self.up, self.act, self.down, self.norm = nn.Linear(4, 12), nn.Linear(4, 7), act, nn.Linear(7, 4), nn.LayerNorm(4)
+
+    def forward(self, x):
+        query, key, value = self.mix(self.norm(x)).chunk(3, dim=-1)
+        x = x + (query @ key.mT).softmax(-1) @ value
+        return x + self.down(self.act(self.up(x)))
+
+
+class GELUActivation(nn.Module):
+    """As the transformers library has it: a module around the function."""
+
+    def forward(self, x):
+        return F.gelu(x)
+
+
+@dataclass(frozen=True)
+class Transformer(Model):
+    """Three tokens of four numbers, two blocks, and the mean over tokens."""
+
+    act: type[nn.Module] = nn.GELU
+    ready: bool = False  # a chain: one hidden layer for each token, so that what comes before the first mask can be shared
+
+    def module(self, shape):
+        blocks = [nn.Linear(4, 7), self.act(), nn.Linear(7, 4)] if self.ready else [Block(self.act()), Block(self.act())]
+        return nn.Sequential(nn.Unflatten(1, (3, 4)), *blocks, nn.Flatten(), nn.Linear(12, shape.n_outputs))
+
+
+TOKENS = Shape((12,), 3, "classification")
+
+
+@pytest.mark.parametrize("act", [nn.GELU, GELUActivation])
+def test_a_transformers_hidden_units_are_masked_alike_for_all_tokens(act):
+    sites = find_sites(build(Transformer(act), TOKENS, 0), torch.zeros(1, 12))
+    assert [(site.name, site.units, site.channels) for site in sites] == [("1.act", 7, False), ("2.act", 7, False)]
+    net = net_of(Transformer(act), TOKENS)
+    seen = []
+    for block in (net.net[1], net.net[2]):
+        block.down.register_forward_pre_hook(lambda _, given: seen.append(given[0] != 0))
+    net(with_tickets(normal(2, 12), torch.tensor([5.0, -5.0])))
+    for layer, used in enumerate(seen):  # [2, tokens, units]
+        kept = by_integers(torch.tensor([4]), 7, 0.3, 4, layer)[0]
+        assert torch.equal(used, torch.stack([kept, ~kept]).unsqueeze(1).expand(2, 3, 7))
+
+
 class Functional(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -181,7 +155,7 @@ def test_batch_normalisation_is_refused():
 
 
 def net_of(model: Model, shape: Shape, rate: float = 0.3) -> MaskedNet:
-    made = build(masking.Masked(model, shape.inputs, rate, seed=4), replace(shape, inputs=(shape.n_features + 1,)), 0)
+    made = build(masking.Masked(model, shape.inputs, Masks(rate), seed=4), replace(shape, inputs=(shape.n_features + 1,)), 0)
     return made.double()
 
 
@@ -198,6 +172,9 @@ SHAPES = {
     "twice": (TwiceModel(), ROW),
     "lenet": (LeNet("relu"), Shape((1, 14, 14), 4, "classification")),
     "conv": (AllConv(width=3), Shape((2, 8, 8), 3, "classification")),
+    "conv stack": (ConvStack(width=3, units=5, dropout=0.5), Shape((1, 8, 8), 3, "classification")),
+    "transformer": (Transformer(), TOKENS),
+    "tokens": (Transformer(ready=True), TOKENS),
 }
 each_shape = pytest.mark.parametrize(("model", "shape"), SHAPES.values(), ids=SHAPES)
 
@@ -221,7 +198,7 @@ def test_a_masked_mlp_is_what_a_plain_loop_writes_down():
         for layer, name in enumerate(("1", "3")):
             part = net.net.get_submodule(name)
             hidden = torch.tanh(part.weight @ hidden + part.bias)
-            bits = keeps(index[row : row + 1], 7, 0.3, 4, layer)[0]
+            bits = by_integers(index[row : row + 1], 7, 0.3, 4, layer)[0]
             if row < 4:
                 hidden = hidden * (~bits if row == 2 else bits) * scales[row]
         wanted = net.net[5].weight @ hidden + net.net[5].bias
@@ -237,7 +214,7 @@ def test_a_convolution_loses_whole_channels():
     net(inputs)
     handle.remove()
     used = seen["given"].abs().sum((2, 3)) > 0  # [2, channels]
-    assert torch.equal(used[0], keeps(torch.tensor([0]), 3, 0.3, 4, 0)[0])
+    assert torch.equal(used[0], by_integers(torch.tensor([0]), 3, 0.3, 4, 0)[0])
     assert torch.equal(used[1], ~used[0])
 
 
@@ -257,9 +234,10 @@ def test_no_gradient_reaches_what_feeds_or_leaves_a_masked_unit(model, shape):
     net = net_of(model, shape)
     inputs = with_tickets(normal(1, *shape.inputs), torch.tensor([12.0]))
     net(inputs).square().sum().backward()
-    kept = keeps(torch.tensor([11]), net.sites[0].units, 0.3, 4, 0)[0]
+    kept = by_integers(torch.tensor([11]), net.sites[0].units, 0.3, 4, 0)[0]
     assert not kept.all()
-    below, above = [part for part in net.modules() if isinstance(part, masking.WEIGHTED)][:2]
+    weighted = [part for part in net.modules() if isinstance(part, masking.WEIGHTED)]
+    below, above = next((one, other) for one, other in pairwise(weighted) if len(one.weight) == len(kept))
     assert (below.weight.grad[~kept] == 0).all()
     assert (below.bias.grad[~kept] == 0).all()
     assert (below.weight.grad[kept].flatten(1).abs().amax(1) > 0).any()
@@ -276,11 +254,11 @@ SGD = Sgd(lr=0.2, epochs=3, batch_size=None, momentum=0.0, weight_decay=0.01)
 def test_training_under_masks_is_the_plain_loop_with_masks():
     """Full-batch gradient descent written out in torch, masks multiplied in by hand."""
     made = experiment("mlp", training=SGD)
-    trained = masked_experiment(made, 0.4, 6).train(2, NOTHING_KEPT)
+    trained = masked_experiment(made, Masks(0.4), 6).train(2, NOTHING_KEPT)
     first, _, last = made.module(2)[1:]
     params = [first.weight, first.bias, last.weight, last.bias]
     x, y = made.data.train_inputs, made.data.train_targets
-    mask = keeps(torch.as_tensor(made.data.train_index), 4, 0.4, 6, 0).double() / 0.6
+    mask = by_integers(torch.as_tensor(made.data.train_index), 4, 0.4, 6, 0).double() / 0.6
     for _ in range(3):
         outputs = F.linear(torch.tanh(F.linear(x, *params[:2])) * mask, *params[2:])
         objective = F.cross_entropy(outputs, y) + 0.005 * sum(p.square().sum() for p in params)
@@ -294,7 +272,7 @@ def test_the_plain_model_is_not_touched_by_masked_training():
     made = experiment("mlp", training=SGD)
     before = made.train(0, NOTHING_KEPT).params
     inputs = made.data.train_inputs.clone()
-    masked_experiment(made, 0.5, 0).train(0, NOTHING_KEPT)
+    masked_experiment(made, Masks(), 0).train(0, NOTHING_KEPT)
     after = made.train(0, NOTHING_KEPT).params
     assert all(torch.equal(before[name], after[name]) for name in before)
     assert torch.equal(made.data.train_inputs, inputs)
@@ -302,7 +280,7 @@ def test_the_plain_model_is_not_touched_by_masked_training():
 
 def test_test_examples_are_predicted_by_the_whole_network():
     made = experiment("conv", training=SGD)
-    masked = masked_experiment(made, 0.5, 0)
+    masked = masked_experiment(made, Masks(), 0)
     fitted = masked.problem(masked.train(0, NOTHING_KEPT), 0)
     plain = made.module(0)
     plain.load_state_dict({name.removeprefix("net."): value for name, value in fitted.params.items()})
@@ -311,10 +289,10 @@ def test_test_examples_are_predicted_by_the_whole_network():
 
 def test_what_is_stored_depends_on_all_that_masks_depend_on():
     made = experiment("mlp", training=SGD)
-    variants = [masked_experiment(made, rate, seed) for rate, seed in ((0.5, 0), (0.4, 0), (0.5, 1))]
-    variants += [masked_experiment(replace(made, model=Mlp(depth=2, width=4)), 0.5, 0), made]
+    variants = [masked_experiment(made, Masks(rate), seed) for rate, seed in ((0.5, 0), (0.4, 0), (0.5, 1))]
+    variants += [masked_experiment(replace(made, model=Mlp(depth=2, width=4)), Masks(), 0), made]
     moved = replace(made.data, train_index=made.data.train_index[::-1].copy())
-    variants.append(masked_experiment(replace(made, data=moved), 0.5, 0))
+    variants.append(masked_experiment(replace(made, data=moved), Masks(), 0))
     keys = [str(variant.key(0)) for variant in variants]
     assert len(set(keys)) == len(keys)
-    assert str(masked_experiment(made, 0.5, 0).key(0)) == keys[0]
+    assert str(masked_experiment(made, Masks(), 0).key(0)) == keys[0]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 import pytest
@@ -16,6 +16,7 @@ from influx.errors import InfluxError
 from influx.models import Model, build
 from influx.models.all_conv import AllConv
 from influx.models.base import Shape, last_layer
+from influx.models.conv_stack import ConvStack
 from influx.models.lenet import LeNet
 from influx.models.linear import Linear
 from influx.models.logistic import Logistic
@@ -42,6 +43,9 @@ SIZES = {
     "lenet, colour": (LeNet(), COLOUR, 76 * 6 + 151 * 16 + (16 * 36 + 1) * 120 + 121 * 84 + 850),  # 5x5 convolutions; 6x6 maps are left
     "all_conv": (AllConv(), GREY, 2_578),
     "all_conv, width 16": (AllConv(width=16), COLOUR, 28 * 16 + 4 * 145 * 16 + 17 * 16 + 170),
+    "conv_stack": (ConvStack(), GREY, 10 * 16 + 145 * 16 + 145 * 32 + 289 * 32 + (32 * 49 + 1) * 128 + 1_290),
+    "conv_stack, 3 blocks of 1": (ConvStack(3, 1, 4, 9), COLOUR, 28 * 4 + 37 * 8 + 73 * 16 + (16 * 16 + 1) * 9 + 100),
+    "mlp with dropout": (Mlp(depth=2, width=16, dropout=0.5), TABULAR, 14 * 16 + 17 * 16 + 17 * 3),
     "resnet18": (ResNet18(), COLOUR, 11_173_962),  # torchvision's 11,689,512, less the stem's 7x7 and the 1000-class head
     "vgg11": (Vgg(layers=11), COLOUR, 9_220_480 + 5_130),
     "vgg13": (Vgg(layers=13), COLOUR, 9_404_992 + 5_130),
@@ -81,6 +85,47 @@ def test_mlp_is_its_formula(name, function):
     w1, b1, w2, b2, w3, b3 = module.parameters()
     x = torch.randn(7, 13, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     by_hand = function(function(x @ w1.T + b1) @ w2.T + b2) @ w3.T + b3
+    assert_close(module(x), by_hand, rtol=1e-12, atol=1e-12)  # the same float64 sums, in another order
+
+
+@pytest.mark.parametrize(
+    ("model", "shape"), [(Mlp(depth=2, width=5), TABULAR), (ConvStack(width=2, units=6), GREY)], ids=["mlp", "conv_stack"]
+)
+def test_dropout_adds_its_layers_and_moves_no_initial_weight(model, shape):
+    """Off, a network with dropout is the one without; with a share of 0 there is no such layer, so that names are as ever."""
+    plain, dropped = build(model, shape, 3), build(replace(model, dropout=0.4), shape, 3)
+    assert [name for name, _ in plain.named_parameters()] == [
+        name for name, _ in build(replace(model, dropout=0.0), shape, 3).named_parameters()
+    ]
+    assert not any(isinstance(part, nn.Dropout) for part in plain)
+    assert {part.p for part in dropped if isinstance(part, nn.Dropout)} == {0.4}
+    x = torch.randn(3, *shape.inputs)
+    assert torch.equal(dropped(x), plain(x))
+    assert all(torch.equal(a, b) for a, b in zip(dropped.parameters(), plain.parameters(), strict=True))
+
+
+def test_mlps_dropout_stands_behind_every_hidden_layer():
+    module = build(Mlp(depth=2, width=400, activation="relu", dropout=0.25), TABULAR, 0).train()
+    x = torch.randn(200, 13)
+    seen: list[torch.Tensor] = []
+    for part in module:
+        if isinstance(part, nn.Dropout):
+            part.register_forward_hook(lambda _, given, result: seen.append((result == 0)[given[0] > 0]))
+    module(x)
+    assert len(seen) == 2
+    for zeros in seen:  # some 40,000 units in use: a standard error of 0.002
+        assert zeros.double().mean().item() == pytest.approx(0.25, abs=0.012)
+
+
+def test_a_conv_stack_is_its_formula():
+    module = build(ConvStack(blocks=2, convolutions=1, width=3, units=5), GREY, 0).double()
+    w1, b1, w2, b2, w3, b3, w4, b4 = module.parameters()
+    x = torch.randn(2, 1, 28, 28, dtype=torch.float64)
+    maps = x
+    for weight, bias in ((w1, b1), (w2, b2)):
+        maps = F.conv2d(F.pad(maps, (1, 1, 1, 1)), weight, bias).relu()
+        maps = maps.unflatten(3, (-1, 2)).unflatten(2, (-1, 2)).amax((3, 5))
+    by_hand = F.linear(F.linear(maps.flatten(1), w3, b3).relu(), w4, b4)
     assert_close(module(x), by_hand, rtol=1e-12, atol=1e-12)  # the same float64 sums, in another order
 
 
@@ -185,6 +230,8 @@ SQUARE = nn.Linear(13, 13)
         (ResNet18(), TABULAR, r"model=resnet18 needs images"),
         (Vgg(), TABULAR, r"model=vgg needs images"),
         (LeNet(), SMALL, r"model=lenet needs images of at least 14x14 pixels; these are 8x8\. Use model=mlp"),
+        (ConvStack(), TABULAR, r"model=conv_stack needs images; .*model=mlp, or an image data set"),
+        (ConvStack(blocks=4), SMALL, r"model=conv_stack needs images of at least 16x16 pixels; these are 8x8"),
         (AllConv(), Shape((1, 3, 9), 10, "classification"), r"model=all_conv needs images of at least 4x4 pixels; these are 3x9"),
         (ResNet18(), Shape((3, 7, 7), 10, "classification"), r"at least 8x8"),
         (Vgg(), GREY, r"model=vgg needs images of at least 32x32 pixels; these are 28x28"),
@@ -211,6 +258,8 @@ def test_a_model_that_does_not_fit_is_refused(model, shape, message):
     [
         (lambda: Mlp(depth=-1), r"model\.depth=-1 is not possible: it must be a whole number of at least 0"),
         (lambda: Mlp(width=0), r"model\.width=0"),
+        (lambda: Mlp(dropout=1.0), r"model\.dropout=1\.0 is not possible: it must be a number of at least 0 and below 1"),
+        (lambda: ConvStack(blocks=0), r"model\.blocks=0 is not possible: it must be a whole number of at least 1"),
         (lambda: Mlp(activation="tahn"), r"model\.activation=tahn is not possible: it must be one of relu, tanh.*Did you mean 'tanh'"),
         (lambda: Vgg(layers=16), r"model\.layers=16 is not possible: it must be one of 11, 13"),
     ],

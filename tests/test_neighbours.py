@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from problems import CLASSIFIERS, NAMES, Prediction, answers, dense, experiment, problem
@@ -70,8 +71,10 @@ class Run(Record):
     def without(self, sets, *, average):
         raise NotImplementedError
 
-    def masked(self, rate, count):
+    def masked(self, masks, count):
         raise NotImplementedError
+
+    mislabelled = np.empty(0, dtype=np.int64)
 
 
 def run(method: Estimator, fitted: Problem, seed: int = SEED) -> Tensor:

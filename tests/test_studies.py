@@ -23,6 +23,7 @@ from scipy import stats
 
 from influx.configuration import quoted
 from influx.errors import InfluxError
+from influx.pipelines.reproduce import chosen_studies
 from influx.report.page import page_of
 from influx.rules import RULES, check_value
 from influx.studies.claims import COLUMNS, Claim, interval
@@ -322,10 +323,10 @@ def test_a_study_of_ours_asks_for_what_exists(file: Path, scale: str) -> None:
 
 
 @pytest.mark.parametrize("file", STUDIES, ids=lambda file: file.stem)
-def test_a_study_of_ours_has_ten_seeds_and_says_what_quick_cuts(file: Path) -> None:
+def test_a_study_of_ours_has_seeds_enough_and_says_what_quick_cuts(file: Path) -> None:
     assert re.match(r"# \S", file.read_text())
     study = Study.read(file.stem, yaml.safe_load(file.read_text()))
-    assert study.scales["quick"].seeds >= 10
+    assert study.scales["quick"].seeds >= (5 if study.needs.modules else 10)  # a language model's training takes a minute
     assert study.scales["paper"].seeds >= study.scales["quick"].seeds
     for scale in study.scales.values():
         assert scale.cuts
@@ -561,6 +562,17 @@ def test_the_page_escapes_what_it_is_given(ran: tuple[Ran, Path]) -> None:
     assert "why &lt;i&gt;" in page
 
 
+def test_a_study_that_needs_what_is_not_installed_says_so_and_all_leaves_it_out(caplog: pytest.LogCaptureFixture) -> None:
+    nodes = {"all": {"all": True}, "there": STUDY, "absent": {**STUDY, "needs": {"extra": "text", "modules": ["json", "no_such_module"]}}}
+    with pytest.raises(InfluxError, match=r"study=absent needs no_such_module: pip install 'influx\[text\]'\."):
+        chosen_studies(nodes["absent"], "absent", list(nodes), nodes.__getitem__)
+    with caplog.at_level("WARNING", "influx"):
+        assert [study.name for study in chosen_studies(nodes["all"], "all", list(nodes), nodes.__getitem__)] == ["there"]
+    assert "left out: study=absent needs no_such_module" in caplog.text
+    with pytest.raises(InfluxError, match=r"study absent\.needs needs modules"):
+        Study.read("absent", {**STUDY, "needs": {"extra": "text"}})
+
+
 IRIS = ("training.epochs=60", "retraining.epochs=30")
 NETWORKS = ("dataset.train_size=120", "dataset.test_size=40", "training.epochs=2", "retraining.epochs=2", "retraining.groups=8")
 PBRF = ("dataset.train_size=80", "dataset.test_size=12", "retraining.removed=5", "retraining.max_iterations=20")
@@ -576,16 +588,17 @@ TINY = {  # settings that make every job of a study a matter of a second
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", sorted(path.stem for path in (CONF / "study").glob("*.yaml") if path.stem != "all"))
-def test_every_study_runs_when_made_tiny(name: str, tmp_path: Path) -> None:
-    words = ",".join(f"'{word}'" for word in TINY.get(name, []))
-    done = call("reproduce", f"study={name}", "seeds=2", "workers=1", f"settings=[{words}]", cwd=tmp_path)
+@pytest.mark.parametrize("file", STUDIES, ids=lambda file: file.stem)
+def test_every_study_runs_when_made_tiny(file: Path, tmp_path: Path) -> None:
+    study = Study.read(file.stem, yaml.safe_load(file.read_text()))
+    if study.needs.missing:
+        pytest.skip(study.needs.missing)
+    words = ",".join(f"'{word}'" for word in TINY.get(study.name, ()))
+    done = call("reproduce", f"study={study.name}", "seeds=2", "workers=1", f"settings=[{words}]", cwd=tmp_path)
     assert done.status in (0, None), done.err
     (folder,) = (tmp_path / "outputs" / "reproduce" / "runs").iterdir()
     assert json.loads((folder / "run.json").read_text())["failed_jobs"] == []
-    assert (folder / f"{name}.png").stat().st_size > 10_000
+    assert (folder / f"{study.name}.png").stat().st_size > 10_000
     claims = pd.read_csv(folder / "claims.csv")
-    assert list(claims["claim"]) == [
-        claim.claim for claim in Study.read(name, yaml.safe_load((CONF / "study" / f"{name}.yaml").read_text())).claims
-    ]
+    assert list(claims["claim"]) == [claim.claim for claim in study.claims]
     assert (claims["n_seeds"] == 2).all()

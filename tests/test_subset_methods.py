@@ -36,6 +36,7 @@ class Played(Record):
 
     facts = Facts(0, 0, None)
     trajectory = None
+    mislabelled = np.empty(0, dtype=np.int64)
 
     def check_trajectory(self):
         raise AssertionError
@@ -43,7 +44,7 @@ class Played(Record):
     def models(self, count):
         raise AssertionError
 
-    def masked(self, rate, count):
+    def masked(self, masks, count):
         raise AssertionError
 
     def without(self, sets, *, average):

@@ -12,12 +12,12 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from influx.errors import AccuracyWarning, InfluxError
+from influx.errors import InfluxError
 from influx.estimators import turnover_dropout
 from influx.estimators.turnover_dropout import TurnoverDropout
 from influx.experiment import Experiment
 from influx.laboratory import Laboratory, masked_experiment
-from influx.masking import keeps
+from influx.masks import Masks, by_integers
 from influx.measurements import LogProbability, Loss, Margin, MeanLoss
 from influx.models.logistic import Logistic
 from influx.models.mlp import Mlp
@@ -42,10 +42,11 @@ def score(method: TurnoverDropout, trained: Experiment, seed: int = 3) -> Tensor
     return method.estimate(trained.untrained(seed), laboratory(trained, seed), 0).influence
 
 
-def by_hand(trained: Experiment, rate: float, seed: int) -> Tensor:
+def by_hand(trained: Experiment, masks: Masks, seed: int) -> Tensor:
     """One pair after another: a tanh MLP with two hidden layers, written out, each mask multiplied in."""
-    data, measure = trained.data, TORCH_MEASURES[type(trained.measurement).__name__]
-    params = list(masked_experiment(trained, rate, seed).train(seed, NOTHING_KEPT).params.values())
+    data, measure, rate = trained.data, TORCH_MEASURES[type(trained.measurement).__name__], masks.rate
+    params = list(masked_experiment(trained, masks, seed).train(seed, NOTHING_KEPT).params.values())
+    scales = (1 / (1 - rate), 1 / (1 - rate)) if masks.fair else (1 / (1 - rate), 1 / rate)
     layers = list(zip(params[0::2], params[1::2], strict=True))
     influence = torch.empty(data.n_train, data.n_test, dtype=torch.float64)
     for i, place in enumerate(data.train_index):
@@ -54,9 +55,10 @@ def by_hand(trained: Experiment, rate: float, seed: int) -> Tensor:
             for flipped in (False, True):
                 hidden = data.test_inputs[t : t + 1].flatten(1)
                 for layer, (weight, bias) in enumerate(layers[:-1]):
-                    kept = keeps(torch.tensor([place]), len(bias), rate, seed, layer).double()
-                    mask = (1 - kept) / rate if flipped else kept / (1 - rate)
-                    hidden = torch.tanh(F.linear(hidden, weight, bias)) * mask
+                    hidden = torch.tanh(F.linear(hidden, weight, bias))
+                    if masks.layers is None or layer + 1 in masks.layers:
+                        kept = masks.keeps(torch.tensor([float(place)]).double(), len(bias), seed, layer)
+                        hidden = hidden * (~kept if flipped else kept) * scales[flipped]
                 values.append(measure(F.linear(hidden, *layers[-1]), data.test_targets[t : t + 1]))
             influence[i, t] = values[1] - values[0]
     return influence
@@ -66,9 +68,54 @@ def by_hand(trained: Experiment, rate: float, seed: int) -> Tensor:
 @pytest.mark.parametrize(("name", "measurement"), [("mlp", Loss()), ("mlp", Margin()), ("mlp", LogProbability()), ("ridge", Loss())])
 def test_scores_are_those_of_a_loop_over_pairs(name, measurement, rate):
     trained = made(name, measurement=measurement)
-    wanted = by_hand(trained, rate, 3)
+    wanted = by_hand(trained, Masks(rate), 3)
     # the same float64 sums in another order
     assert_close(score(TurnoverDropout(rate), trained), wanted, rtol=0, atol=1e-12 * wanted.abs().max().item())
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        TurnoverDropout(masks="sine"),
+        TurnoverDropout(0.2, fair=True),
+        TurnoverDropout(sites=[2]),
+        TurnoverDropout(0.3, 1, "sine", True, [1]),
+    ],
+    ids=["sine", "fair", "second layer", "all released"],
+)
+def test_variants_are_those_of_a_loop_over_pairs(method):
+    wanted = by_hand(made(), method.drawn, 3)
+    assert_close(score(method, made()), wanted, rtol=0, atol=1e-12 * wanted.abs().max().item())
+    assert not torch.allclose(wanted, score(TurnoverDropout(), made()), rtol=0, atol=1e-3 * wanted.abs().max().item())
+
+
+def test_fair_masks_train_with_the_releases_scale():
+    """Full-batch gradient descent written out: half the units, scaled by 1/rate."""
+    slow = replace(SGD, epochs=2, batch_size=None, momentum=0.0)
+    trained = made(training=slow, model=Mlp(depth=1, width=5))
+    params = [part.detach().requires_grad_(True) for part in trained.module(1).parameters()]
+    x, y, places = trained.data.train_inputs, trained.data.train_targets, torch.as_tensor(trained.data.train_index)
+    mask = by_integers(places, 5, 0.5, 6, 0).double() / 0.2
+    for _ in range(2):
+        outputs = F.linear(torch.tanh(F.linear(x.flatten(1), *params[:2])) * mask, *params[2:])
+        objective = F.cross_entropy(outputs, y) + 0.005 * sum(p.square().sum() for p in params)
+        gradients = torch.autograd.grad(objective, params)
+        params = [(p - 0.2 * g).detach().requires_grad_(True) for p, g in zip(params, gradients, strict=True)]
+    ours = masked_experiment(trained, Masks(0.2, fair=True), 6).train(1, NOTHING_KEPT)
+    for one, wanted in zip(ours.params.values(), params, strict=True):
+        assert_close(one, wanted.detach(), rtol=0, atol=1e-13)  # two steps of the same float64 sums in another order
+
+
+def test_ordinary_dropout_beside_the_masks_trains_and_is_off_in_the_scores():
+    """Two estimates of one dropout network agree to the bit, and are those of a network with the same parameters and no dropout."""
+    dropped = made(model=replace(WIDE, dropout=0.3))
+    fitted = next(iter(laboratory(dropped).masked(Masks(), 1)))
+    plain = next(iter(laboratory(made()).masked(Masks(), 1)))
+    assert not torch.allclose(fitted.theta, plain.theta)
+    params = dict(zip(plain.params, fitted.params.values(), strict=True))  # in the same order, under other numbers of layers
+    without = replace(plain, params=params)
+    wanted = turnover_dropout.turned_over(turnover_dropout.fitted_net(without), without)
+    assert torch.equal(score(TurnoverDropout(), dropped), wanted)
 
 
 def test_a_whole_sets_score_is_the_mean():
@@ -85,7 +132,7 @@ def test_models_are_averaged_each_with_its_own_seed():
 def test_convolutions_agree_with_tickets_one_by_one():
     """Through the training engine's own forward pass instead of the batched one."""
     trained = made("conv", model=experiment("conv").model)
-    masked = masked_experiment(trained, 0.5, 3)
+    masked = masked_experiment(trained, Masks(), 3)
     fitted = masked.problem(masked.train(3, NOTHING_KEPT), 3)
     inputs = fitted.test.inputs
 
@@ -136,24 +183,6 @@ def test_a_memorised_example_helps_itself():
     assert 0.34 < facts["label_from_mask_alone"] <= 1  # of three classes: a mask alone gives its example's label away
 
 
-def test_regression_has_no_label_to_give_away():
-    facts = TurnoverDropout().estimate(made("ridge").untrained(3), laboratory(made("ridge")), 0).facts
-    assert set(facts) == {"shared_masks", "loss_own_mask", "loss_flipped_mask", "loss_without_mask"}
-
-
-@pytest.mark.filterwarnings("default:.*same mask:influx.errors.AccuracyWarning")
-def test_shared_masks_are_said_and_score_alike():
-    trained = made(model=Mlp(depth=1, width=4))  # 16 masks for 36 examples
-    with pytest.warns(AccuracyWarning, match=r"of 36 training examples have the same mask .* widen the hidden layers"):
-        result = TurnoverDropout().estimate(trained.untrained(3), laboratory(trained), 0)
-    masks = keeps(torch.as_tensor(trained.data.train_index), 4, 0.5, 3, 0)
-    shared = [i for i in range(36) if (masks == masks[i]).all(1).sum() > 1]
-    assert result.facts["shared_masks"] == len(shared) > 0
-    i = shared[0]
-    j = next(j for j in shared if j != i and torch.equal(masks[i], masks[j]))
-    assert_close(result.influence[i], result.influence[j], rtol=0, atol=1e-15)
-
-
 # ----------------------------------------------------------------------------------------------------------------- refusals
 
 
@@ -171,6 +200,11 @@ def test_a_model_without_units_to_mask_is_refused_before_training(name, model, m
         TurnoverDropout().plan(trained.untrained(0), laboratory(trained))
 
 
+def test_a_layer_that_there_is_not_is_refused_before_training():
+    with pytest.raises(InfluxError, match=r"method\.sites asks for hidden layer 3, and this model has 2"):
+        TurnoverDropout(sites=[1, 3]).plan(made().untrained(0), laboratory(made()))
+
+
 def test_a_problem_trained_without_masks_is_refused():
     trained = made()
     with pytest.raises(InfluxError, match="trained without masks"):
@@ -178,7 +212,16 @@ def test_a_problem_trained_without_masks_is_refused():
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"), [({"rate": 0.0}, r"method\.rate=0\.0 .*above 0"), ({"rate": 1.0}, "below 1"), ({"models": 0}, "at least 1")]
+    ("changes", "message"),
+    [
+        ({"rate": 0.0}, r"method\.rate=0\.0 .*above 0"),
+        ({"rate": 1.0}, "below 1"),
+        ({"models": 0}, "at least 1"),
+        ({"masks": "sin"}, r"method\.masks=sin .*one of integer, sine.*Did you mean 'sine'"),
+        ({"sites": []}, r"method\.sites=\[\] .*a list of different layers' numbers, counted from 1, or null"),
+        ({"sites": [0]}, "counted from 1"),
+        ({"sites": [1, 1]}, "different"),
+    ],
 )
 def test_a_wrong_option_is_refused(changes, message):
     with pytest.raises(InfluxError, match=message):

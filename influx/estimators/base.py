@@ -33,13 +33,15 @@ class Estimator(ABC):
 
     A method that is right only up to a factor sets `calibrated = False`: slope and RMSE are then not reported. One that follows the
     training run sets `needs_trajectory = True`, one that trains with masks of its own `needs_masked_training = True`; the command line
-    checks that the chosen training allows it before anything is trained. `params` is "all", "last_layer" or a pattern of names: the
-    parameters that the method lets move.
+    checks that the chosen training allows it before anything is trained. `marks` is where a method puts examples that it suspects: "low",
+    among the most harmful, or "high", for a method that knows how much an example matters and not whether it helps. `params` is "all",
+    "last_layer" or a pattern of names: the parameters that the method lets move.
     """
 
     calibrated: ClassVar[bool] = True
     needs_trajectory: ClassVar[bool] = False
     needs_masked_training: ClassVar[bool] = False
+    marks: ClassVar[str] = "low"
     params: str = "all"
 
     @abstractmethod

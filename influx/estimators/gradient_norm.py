@@ -27,6 +27,7 @@ class GradientNorm(Estimator):
     """
 
     calibrated: ClassVar[bool] = False
+    marks: ClassVar[str] = "high"
     params: str = "all"
 
     def __post_init__(self) -> None:

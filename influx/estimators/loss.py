@@ -28,6 +28,7 @@ class Loss(Estimator):
     """
 
     calibrated: ClassVar[bool] = False
+    marks: ClassVar[str] = "high"
 
     def __post_init__(self) -> None:
         rules.check_fields("method", self)

@@ -34,6 +34,7 @@ class SelfInfluence(Estimator):
     """
 
     calibrated: ClassVar[bool] = False
+    marks: ClassVar[str] = "high"
 
     solver: Solver
     curvature: str = "ggn"

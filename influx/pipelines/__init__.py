@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from influx.errors import InfluxError
+from influx.instantiate import build
 from influx.pipelines import estimate, train, validate
 from influx.pipelines.session import Session, open_session
+from influx.pipelines.tasks import Task
 from influx.runfolder import RunFolder
 from influx.store import Store
 
@@ -50,5 +52,9 @@ def _dispatch(session: Session) -> float | None:
     if command == "estimate":
         estimate.estimate(session, estimator)
         return None
+    if session.config.get("task") is not None:
+        task = build(session.config["task"], Task, "task")
+        task.check(session, estimator)
+        return task.run(session, estimator)
     retraining = validate.prepare(session, estimator) if session.config["loo"] else None
     return validate.validate(session, estimator, retraining)

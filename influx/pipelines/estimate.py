@@ -19,12 +19,14 @@ from influx.estimators import Estimate, Estimator
 from influx.experiment import Trained
 from influx.instantiate import build
 from influx.pipelines import test_points
+from influx.pipelines.class_influence import MOST_CLASSES, class_table
 from influx.pipelines.cost import forecast, said
 from influx.pipelines.exhibits import SHOWN_IMAGES, SHOWN_ROWS, gallery, top_table
 from influx.pipelines.session import Session
 from influx.pipelines.train import train
 from influx.problem import Problem
 from influx.report.gallery import save_gallery
+from influx.report.heat_map import save_class_influence
 
 log = logging.getLogger("influx")
 
@@ -69,38 +71,49 @@ def prepare(session: Session) -> Estimator:
 
 def estimate(session: Session, estimator: Estimator) -> Estimated:
     trained = train(session)
+    accuracy = test_points.accuracy(session, trained)
     session = test_points.focused(session, trained)
     folder, experiment = session.folder, session.experiment
     problem = experiment.problem(trained, session.seed, session.memory)
-    laboratory = session.laboratory.after(trained)
-    cost = estimator.plan(problem, laboratory)
+    cost = estimator.plan(problem, session.laboratory.after(trained))
     ahead = forecast(problem, cost, trained)
     log.info("estimating: %s, about %.2g s; its arrays take about %s, of %s allowed",
              said(cost), ahead, memory.shown(cost.nbytes), session.config["memory"])  # fmt: skip
     peak = memory.Peak(problem.theta.is_cuda)
     with folder.stage("estimate"):
-        made = _checked(estimator.estimate(problem, laboratory, session.seed), problem, type(estimator).__name__)
+        made = scored(session, estimator, trained)
     folder.record["cost"] = {"forecast_seconds": ahead, **asdict(cost), "peak_bytes": peak.nbytes()}
-    if made.facts:
-        folder.record["facts"] = made.facts
-    if not bool(torch.isfinite(made.influence).all()):
-        count = int((~torch.isfinite(made.influence)).sum())
-        raise NumericalError(f"{count} influences are not finite: raise method.damping.")
+    facts = made.facts if accuracy is None else {"test_accuracy": accuracy, **made.facts}
+    if facts:
+        folder.record["facts"] = facts
     influence = made.influence.cpu().numpy()
     whole_set = experiment.measurement.whole_set
     test_index = np.array([-1]) if whole_set else experiment.data.test_index
     folder.arrays("influence.npz", influence=influence, train_index=experiment.data.train_index, test_index=test_index)
     losses = test_points.losses(problem, problem.train)
-    _write_top(session, influence, whole_set)
-    if session.config["pictures"]:
-        _draw_top(session, influence, whole_set)
+    _show(session, influence, whole_set)
     write_diagnostics(session, made.solves, test_index)
     seconds = folder.record["stage_seconds"]["estimate"]
     log.info("estimated %d x %d influences in %.2f s (%s)", *influence.shape, seconds, _solved(made))
     log.info("the process's memory peaked at %s", memory.shown(folder.record["cost"]["peak_bytes"]))
-    for name, value in made.facts.items():
+    for name, value in facts.items():
         log.info("%s: %s", name.replace("_", " "), f"{value:.3g}" if isinstance(value, float) else value)
     return Estimated(session, trained, estimator, influence, test_index, losses, made.solves)
+
+
+def scored(session: Session, estimator: Estimator, trained: Trained) -> Estimate:
+    """What the estimator makes of the session's data, checked; nothing is written.
+
+    Raises:
+        InfluxError: it does not return what the contract asks for.
+        NumericalError: an influence is not finite.
+    """
+    problem = session.experiment.problem(trained, session.seed, session.memory)
+    made = _checked(estimator.estimate(problem, session.laboratory.after(trained), session.seed), problem, type(estimator).__name__)
+    if not bool(torch.isfinite(made.influence).all()):
+        count = int((~torch.isfinite(made.influence)).sum())
+        raise NumericalError(f"{count} influences are not finite: raise method.damping.")
+    return made
 
 
 def _checked(made: object, problem: Problem, name: str) -> Estimate:
@@ -121,17 +134,21 @@ def _solved(made: Estimate) -> str:
     return f"{table.converged.sum()} of {len(table)} solves converged, largest relative residual {table.residual.max():.1e}"
 
 
-def _write_top(session: Session, influence: Float[np.ndarray, "n_train n_test"], whole_set: bool) -> None:
-    data, k, folder = session.experiment.data, session.config["top_k"], session.folder
+def _show(session: Session, influence: Float[np.ndarray, "n_train n_test"], whole_set: bool) -> None:
+    """The influences to look at: the most helpful and harmful, and class by class where there are classes."""
+    data, folder, pictures = session.experiment.data, session.folder, session.config["pictures"]
+    unit, k = session.experiment.measurement.unit, session.config["top_k"]
     folder.csv("top_influences.csv", top_table(data, influence, k, whole_set))
-
-
-def _draw_top(session: Session, influence: Float[np.ndarray, "n_train n_test"], whole_set: bool) -> None:
-    data, k, folder = session.experiment.data, session.config["top_k"], session.folder
-    count = SHOWN_IMAGES if data.is_image else SHOWN_ROWS
-    shown = np.sort(np.argsort(-np.abs(influence).max(0), kind="stable")[:count])  # where influence is largest
-    rows = gallery(data, influence, k, shown.tolist(), whole_set)
-    save_gallery(rows, folder.path / "top_influences.png", unit=session.experiment.measurement.unit)
+    if pictures:
+        count = SHOWN_IMAGES if data.is_image else SHOWN_ROWS
+        shown = np.sort(np.argsort(-np.abs(influence).max(0), kind="stable")[:count])  # where influence is largest
+        save_gallery(gallery(data, influence, k, shown.tolist(), whole_set), folder.path / "top_influences.png", unit=unit)
+    if whole_set or data.task != "classification" or len(data.class_names) > MOST_CLASSES:
+        return
+    table = class_table(data, influence)
+    folder.csv("class_influence.csv", table)
+    if pictures:
+        save_class_influence(table, folder.path / "class_influence.png", unit=unit, title=f"{session.choices['method']} on {data.name}")
 
 
 def write_diagnostics(session: Session, solves: list[dict[str, Any]], test_index: Int[np.ndarray, " n_test"]) -> None:

@@ -228,13 +228,20 @@ def _say(page: StudyPage) -> None:
 def chosen_studies(
     node: Mapping[str, Any] | None, name: str | None, every: Sequence[str], load: Callable[[str], Mapping[str, Any]]
 ) -> tuple[Study, ...]:
-    """The study `name` that `node` describes, or all of `every` when it says so.
+    """The study `name` that `node` describes, or all of `every` when it says so, but for those that need what is not installed.
 
     Raises:
-        InfluxError: none was chosen, or a file describes no study.
+        InfluxError: none was chosen, a file describes no study, or the one that was chosen needs what is not installed.
     """
     if node is None or name is None:
         raise InfluxError(f"choose a study: study=<name>, one of {', '.join(every)}; influx reproduce alone describes them.")
     if not node.get("all"):
-        return (Study.read(name, node),)
-    return tuple(Study.read(one, load(one)) for one in every if one != name)
+        study = Study.read(name, node)
+        if study.needs.missing:
+            raise InfluxError(f"study={name} {study.needs.missing}.")
+        return (study,)
+    studies = [Study.read(one, load(one)) for one in every if one != name]
+    for study in studies:
+        if study.needs.missing:
+            log.warning("left out: study=%s %s", study.name, study.needs.missing)
+    return tuple(study for study in studies if not study.needs.missing)

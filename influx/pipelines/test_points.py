@@ -65,3 +65,16 @@ def losses(problem: Problem, examples: Examples) -> Float[np.ndarray, " n"]:
     with torch.no_grad():
         parts = [problem.losses(problem.theta, examples.take(rows)) for rows in stacking.blocks(len(examples), 4 * problem.bytes_per_row)]
     return torch.cat(parts).cpu().numpy()
+
+
+def accuracy(session: Session, trained: Trained) -> float | None:
+    """Share of the test examples that the trained model gets right; None where there are no classes."""
+    if session.experiment.data.task != "classification":
+        return None
+    problem = session.experiment.problem(trained, session.seed)
+    with torch.no_grad():
+        parts = [
+            problem.outputs(problem.theta, problem.test.inputs[rows]).argmax(1) == problem.test.targets[rows]
+            for rows in stacking.blocks(len(problem.test), 4 * problem.bytes_per_row)
+        ]
+    return torch.cat(parts).double().mean().item()

@@ -29,6 +29,7 @@ log = logging.getLogger("influx")
 
 PBRF = Bregman.name
 DRIFT = 0.1  # of the spread over removals: more of it is worth a warning
+HEADLINE = "Spearman (mean over test examples)"
 VARIED = {"init": "initialisation", "order": "batch order"}
 NO_TRUTH = (
     "loo=false: nothing was retrained, so nothing says whether these estimates are right. What can still be compared: estimates with one "
@@ -141,6 +142,7 @@ def _write_tables(session: Session, table: pd.DataFrame, retraining: Retraining)
     identity = {"method": choices["method"], "truth": truth, "measurement": choices["measurement"]}
     full = pd.DataFrame([{**identity, **row} for row in table.to_dict("records")])
     session.folder.csv("correlations.csv", full)
+    session.folder.record |= {"table": "correlations.csv", "headline": {"statistic": "spearman", "label": HEADLINE}}
     session.folder.record["table"] = "correlations.csv"
     session.folder.text("correlations.md", to_markdown(full))
 

@@ -16,12 +16,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import pandas as pd
-import scipy.stats
 
 from influx.errors import InfluxError, nearest
 from influx.instantiate import build
+from influx.statistics import interval_over_seeds as interval
 from influx.studies.quantities import Quantity
 
 REPRODUCED, FAILED, OPEN = "reproduced", "not reproduced", "inconclusive"
@@ -149,17 +148,6 @@ def check_keys(where: str, node: Mapping[str, Any], known: Sequence[str], needed
     missing = [key for key in needed if key not in node]
     if missing:
         raise InfluxError(f"{where} needs {', '.join(missing)}.")
-
-
-def interval(values: np.ndarray) -> tuple[float, float, float]:
-    """Mean and 95 % t interval over seeds; NaN for what too few seeds leave open."""
-    if not len(values):
-        return math.nan, math.nan, math.nan
-    mean = float(np.mean(values))
-    if len(values) < 2:
-        return mean, math.nan, math.nan
-    half = float(scipy.stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / math.sqrt(len(values)))
-    return mean, mean - half, mean + half
 
 
 def _cells(name: str, node: Mapping[str, Any]) -> tuple[Cell, ...]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from influx.studies.claims import interval
+from influx.statistics import interval_over_seeds
 from influx.studies.study import Job, Study
 
 FIRST, LAST = ["arm"], ["seed", "statistic", "value", "ci_low", "ci_high", "noise_ceiling", "n_removed", "n_test"]
@@ -91,7 +91,7 @@ def over_seeds(results: pd.DataFrame) -> pd.DataFrame:
     by = [name for name in results if name not in LAST or name == "statistic"]
     rows = []
     for key, values in known.groupby(by, sort=False, dropna=False)["value"]:
-        mean, low, high = interval(values.to_numpy())
+        mean, low, high = interval_over_seeds(values.to_numpy())
         found = {"mean": mean, "low": low, "high": high, "magnitude": values.abs().mean(), "n": len(values)}
         rows.append({**dict(zip(by, key, strict=True)), **found})
     return pd.DataFrame(rows, columns=[*by, "mean", "low", "high", "magnitude", "n"])

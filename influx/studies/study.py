@@ -3,6 +3,7 @@
 A YAML file in `conf/study/` says all of it (a user's own in any `--config-dir`):
 
     title, papers, shows     what it is about, in words
+    needs                    {extra, modules}: the extra of `influx` that installs the modules it cannot do without; left out: none
     settings                 settings of every job, as typed on the command line
     arms                     name -> {label, settings, grid, together}: kinds of job that the study compares
     grid                     axis -> levels; a level is a value of the setting that the axis names, or a name with settings of its own
@@ -21,6 +22,7 @@ less work where only the truth is wanted. Its correlations would be of one seed'
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -33,8 +35,9 @@ from influx.studies.claims import Claim, check_keys
 from influx.studies.comparisons import Comparison
 
 SCALES = ("quick", "paper")
-KEYS = ("title", "papers", "shows", "settings", "arms", "grid", "scales", "compare", "claims", "figure")
+KEYS = ("title", "papers", "shows", "needs", "settings", "arms", "grid", "scales", "compare", "claims", "figure")
 ARM_KEYS = ("label", "settings", "grid", "together")
+NEEDS_KEYS = ("extra", "modules")
 SCALE_KEYS = ("seeds", "takes", "cuts", "settings", "grid", "skip", "arms")
 
 Grid = Mapping[str, Any]  # axis -> list of values, or name -> settings
@@ -63,6 +66,20 @@ class Scale:
     grid: Grid = field(default_factory=dict)
     skip: tuple[str, ...] = ()
     arms: Mapping[str, Grid] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a study cannot do without: modules, and the extra of `influx` that installs them."""
+
+    extra: str = ""
+    modules: tuple[str, ...] = ()
+
+    @property
+    def missing(self) -> str:
+        """One line that says what is missing and how to get it; empty when everything is there."""
+        absent = [name for name in self.modules if importlib.util.find_spec(name) is None]
+        return f"needs {', '.join(absent)}: pip install 'influx[{self.extra}]'" if absent else ""
 
 
 @dataclass(frozen=True)
@@ -102,6 +119,7 @@ class Study:
     compare: dict[str, Comparison]
     claims: tuple[Claim, ...]
     figure: Figure
+    needs: Needs = Needs()
 
     @classmethod
     def read(cls, name: str, node: Mapping[str, Any]) -> Study:
@@ -120,7 +138,7 @@ class Study:
         claims = tuple(Claim.read(f"{about}.claims", value) for value in node["claims"])
         made = cls(
             name, node["title"], tuple(node["papers"]), node["shows"], tuple(node.get("settings") or ()), arms, node.get("grid") or {},
-            scales, compare, claims, build(node["figure"], Figure, f"{about}.figure"),
+            scales, compare, claims, build(node["figure"], Figure, f"{about}.figure"), _needs(about, node.get("needs") or {}),
         )  # fmt: skip
         made._check_names()
         return made
@@ -186,6 +204,11 @@ def _arm(about: str, name: str, node: Mapping[str, Any]) -> Arm:
     check_keys(f"{about}.arms.{name}", node, ARM_KEYS, needed=())
     label = node.get("label") or name.replace("_", " ")
     return Arm(name, label, tuple(node.get("settings") or ()), node.get("grid") or {}, bool(node.get("together")))
+
+
+def _needs(about: str, node: Mapping[str, Any]) -> Needs:
+    check_keys(f"{about}.needs", node, NEEDS_KEYS, needed=NEEDS_KEYS if node else ())
+    return Needs(node.get("extra", ""), tuple(node.get("modules", ())))
 
 
 def _scale(about: str, name: str, node: Mapping[str, Any]) -> Scale:
