@@ -35,9 +35,9 @@ from influx.training.first_order import FirstOrder
 from influx.trajectory import Snapshot, Step, Trajectory
 
 ENGINE = (  # what turns a key into numbers, beside the objects that the key describes
-    "curvature.py", "experiment.py", "frozen.py", "gradients.py", "kronecker.py", "layered.py", "masking.py", "masks.py",
-    "measurements.py", "models", "objectives.py", "problem.py", "quasi_newton.py", "responses", "seeding.py", "shards.py", "solvers",
-    "stacking.py", "training",
+    "curvature.py", "estimators/adjoint.py", "estimators/recursion.py", "experiment.py", "frozen.py", "gradients.py", "kronecker.py",
+    "layered.py", "masking.py", "masks.py", "measurements.py", "models", "objectives.py", "problem.py", "quasi_newton.py", "responses",
+    "seeding.py", "shards.py", "solvers", "stacking.py", "training", "trajectory.py",
 )  # fmt: skip
 
 RANDOM = (nn.modules.dropout._DropoutNd, nn.RReLU)  # layers that draw while training

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -50,6 +51,11 @@ class Laboratory(Record):
     @cached_property
     def trajectory(self) -> Trajectory:
         return self.experiment.trajectory(self.seed, self.store, self._model, self.memory // 2, checkpoints=self.checkpoints)
+
+    def recall(self, name: str, options: Mapping[str, Any], work: Callable[[], Mapping[str, Tensor]]) -> Mapping[str, Tensor]:
+        experiment, more = self.experiment, cast(dict[str, Any], {name: dict(options)})
+        found, _ = self.store.fetch(name, experiment.key(self.seed, **more), work, f"{experiment.about}, seed {self.seed}")
+        return {part: value.to(experiment.data.train_inputs.device) for part, value in found.items()}
 
     def models(self, count: int) -> Iterator[Problem]:
         yield self.experiment.problem(self._model, self.seed, self.memory)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -40,6 +41,13 @@ class Record(ABC):
     @abstractmethod
     def trajectory(self) -> Trajectory:
         """The run that led to the problem's parameters."""
+
+    @abstractmethod
+    def recall(self, name: str, options: Mapping[str, Any], work: Callable[[], Mapping[str, Tensor]]) -> Mapping[str, Tensor]:
+        """What `work` made of this run's training and these options, kept under `name` (one word) for whoever asks for the same again.
+
+        It must depend on nothing else: not on test examples, nor on the measurement.
+        """
 
     @abstractmethod
     def models(self, count: int) -> Iterator[Problem]:

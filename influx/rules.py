@@ -169,6 +169,8 @@ RULES: dict[str, Rule] = {
     "method.count": whole(1).or_null(),
     "method.hessian": choice("exact", "none"),
     "method.form": choice("forward", "adjoint"),
+    "method.state": choice("memory", "disk"),
+    "method.keep": FLAG,
     "method.kind": choice("theta", "loss"),
     "method.fraction": number(above=0, below=1),
     "method.subsets": whole(2),
@@ -180,7 +182,7 @@ RULES: dict[str, Rule] = {
     "method.labels": choice("signed", "ignored"),
     "method.precision": choice("float32", "float64"),
     "method.bias": choice("fixed", "moving", "dropped"),
-    "method.weight_decay": choice("left_out", "inside"),
+    "method.weight_decay": choice("left_out", "inside", "optimizer", "released"),  # as_published's two words, hypergradient's two
     "method.inverse": choice("dense", "eigen", "solve", "lissa", "lissa_summed"),
     "method.depth": whole(1),
     "method.scale": number(above=0),
@@ -222,6 +224,13 @@ RULES: dict[str, Rule] = {
     "task.seeds": whole(1),
     "task.score": choice("mean", "self"),
     "task.budgets": SHARES,
+    "task.removed": SHARES,
+    "task.repeats": whole(1),
+    "task.readout": choice("validation", "test"),
+    "task.validation": number(above=0, below=1),
+    "task.labels": choice("noisy", "clean"),
+    "task.restart": choice("fresh", "continued"),
+    "task.reverse": FLAG,
     "retraining.start": choice("scratch", "warm"),
     "retraining.removed": whole(1).or_word("all"),
     "retraining.selection": choice("random", "top", "loss", "percentile", "stratified", "all", "class"),
@@ -253,7 +262,15 @@ RULES: dict[str, Rule] = {
 
 def check_value(key: str, value: Any) -> None:
     """Raise `InfluxError` when `value` breaks the rule of the knob at `key`; a key without a rule passes."""
-    rule = RULES.get(key.replace("retraining.solver.", "method.solver."))  # one rule a solver's knob, wherever the solver is
+    _check(key, value, RULES.get(key.replace("retraining.solver.", "method.solver.")))  # one rule a solver's knob, wherever the solver is
+
+
+def check_word(key: str, value: Any, *own: str) -> None:
+    """Raise `InfluxError` unless `value` is one of a class's own words for a knob whose rule has those of other classes too."""
+    _check(key, value, choice(*own))
+
+
+def _check(key: str, value: Any, rule: Rule | None) -> None:
     if rule is None or rule.accepts(value):
         return
     hint = nearest(value, rule.choices) if isinstance(value, str) else ""

@@ -164,7 +164,7 @@ class LinearLoss(Objective):
 def test_hessians_do_not_matter_where_the_loss_is_linear_in_the_parameters(training):
     case = run(RUNS[training], "softmax", objective=LinearLoss())
     kept, left_out = (case.estimate(Hypergradient(hessian, "forward")).influence for hessian in ("exact", "none"))
-    assert torch.equal(kept, left_out)  # the same recursion with an H of zeros
+    assert distance(kept, left_out) < 1e-14  # the same recursion with an H of zeros; several steps are taken at once without H
     exact = case.estimate(Hypergradient())
     assert exact.facts["relative_error_without_hessian"] < 1e-14  # rounding: the approximation has a shorter way to the same numbers
     assert exact.facts["spearman_without_hessian"] == pytest.approx(1)
@@ -179,7 +179,9 @@ def test_the_error_of_the_approximation_is_reported_beside_the_exact_one(form):
     assert exact.facts["relative_error_without_hessian"] == pytest.approx(distance(free.influence, exact.influence), rel=1e-9)
     assert exact.facts["spearman_without_hessian"] == pytest.approx(np.mean(ranks), rel=1e-9)
     assert exact.facts["relative_error_without_hessian"] > 0.1  # here it is large, and it is said
-    assert free.facts == {}
+    differ = (np.sign(free.influence.numpy()) != np.sign(exact.influence.numpy())).mean()
+    assert exact.facts["sign_disagreement_without_hessian"] == pytest.approx(differ, abs=1e-12)
+    assert set(free.facts) == {"memory_steps"}
 
 
 # -------------------------------------------------------------------------------------------------------- memory and numbers
@@ -255,7 +257,7 @@ def test_the_forward_form_is_refused_where_it_does_not_fit():
     record = Laboratory(made, NOTHING_KEPT, 0, MEMORY)
     for hessian in ("exact", "none"):
         method = Hypergradient(hessian, "forward")
-        with pytest.raises(InfluxError, match=r"method\.form=forward keeps 2 x 31 numbers.*use method\.form=adjoint, or raise memory"):
+        with pytest.raises(InfluxError, match=r"keeps 2 x 31 numbers.*use method\.state=disk, method\.form=adjoint, or raise memory"):
             method.plan(made.untrained(0, needed - 1), record)
         assert method.plan(made.untrained(0, needed), record).nbytes >= needed
     assert Hypergradient().plan(made.untrained(0, needed - 1), record).flops > 0

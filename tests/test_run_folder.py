@@ -19,7 +19,8 @@ from sklearn.datasets import load_digits, load_iris
 from influx.store import digest
 
 TRAINED = {".hydra", "run.json", "model.safetensors", "history.csv", "history.png"}
-ESTIMATED = TRAINED | {"influence.npz", "top_influences.csv", "top_influences.png", "diagnostics.csv"}
+PICTURES = {"top_influences.png", "class_influence.png"}
+ESTIMATED = TRAINED | PICTURES | {"influence.npz", "top_influences.csv", "class_influence.csv", "diagnostics.csv"}
 VALIDATED = ESTIMATED | {"ground_truth.npz", "correlations.csv", "correlations.md", "per_test.csv", "scatter.png"}
 SAME_BYTES = (
     "model.safetensors", "history.csv", "influence.npz", "ground_truth.npz", "correlations.csv", "per_test.csv", "top_influences.csv",
@@ -305,7 +306,7 @@ def test_the_number_of_models_at_once_does_not_matter(tiny: Run, validated: Ran)
 def test_without_retraining_nothing_says_whether_the_estimate_is_right(tiny: Run) -> None:
     ran = tiny("validate", "loo=false")
     assert ran.status == 0
-    assert {file.name for file in ran.folder.iterdir()} == (ESTIMATED | {"validate.log"}) - {"history.png", "top_influences.png"}
+    assert {file.name for file in ran.folder.iterdir()} == (ESTIMATED | {"validate.log"}) - {"history.png"} - PICTURES
     assert "loo=false: nothing was retrained" in ran.out
     assert "What can still be compared: " in ran.out
     assert list(record(ran)["stage_seconds"]) == ["data", "train", "estimate"]

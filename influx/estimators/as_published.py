@@ -100,6 +100,7 @@ class AsPublished(Estimator):
     divisor: int | str = 1
 
     def __post_init__(self) -> None:
+        rules.check_word("method.weight_decay", self.weight_decay, "left_out", "inside")
         rules.check_fields("method", self)
 
     @property

@@ -1,27 +1,27 @@
 """Hypergradients of training: HYDRA (Chen et al. 2021, "Hypergradient data relevance analysis for interpreting deep neural networks").
 
-With h_i = dθ/dw_i and d_i = dv/dw_i, both 0 at the start, each step of SGD with momentum μ and weight decay λ gives
+    influence[i, t] = −∇m_t(θ_T)ᵀ h_i,    h_i = dθ_T/dw_i,
 
-    g_i' = λh_i + H h_i + [i in the batch] (1/b) ∇ℓ_i(θ),      d_i ← μd_i + g_i',      h_i ← h_i − ηd_i
+w_i the weight of example i in its batches' mean gradients. `form=forward` carries h_i along the training (`influx.estimators.recursion` has
+the steps); `form=adjoint` computes the same numbers backwards (`influx.estimators.adjoint`), in P-vectors for each *test* example instead
+of each training example, and without Hessians in none at all.
 
-(Nesterov: h_i ← h_i − η(g_i' + μd_i)), H the Hessian of the batch's mean loss at the θ before the step, and
-
-    influence[i, t] = −∇m_t(θ_T)ᵀ h_i.
-
-`hessian=exact` keeps H and is the derivative of the run itself; `hessian=none` drops it, the paper's approximation. How far that one is
-from the exact one is reported beside the exact one (`facts`): it can be far.
+`hessian=exact` keeps the batches' Hessians and is the derivative of the run itself; `hessian=none` drops them, the paper's approximation.
+How far that one is from the exact one is reported beside the exact one (`facts`): it can be far.
 
 1. The paper's weights are n w_i / b in a batch and its contribution is per 1/n: the same numbers.
 2. A row enters its batch's step when it *is* in the batch; Algorithm 1 prints the condition the other way round, a misprint by the
    authors' own account.
-3. λ is the optimiser's own. The authors' first release used another one in the recursion than in training.
-4. `form=adjoint` computes the same numbers backwards (`influx.estimators.adjoint`), in P-vectors for each *test* example instead of
-   each training example; without Hessians in none at all.
+3. `weight_decay=released`: until February 2022 the authors' code gave the recursion a weight decay of n times the optimiser's (training had
+   the optimiser's own). The recursion then forgets fast, with the Hessians and without them, and is the derivative of no training run.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+import shutil
+import tempfile
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
@@ -31,17 +31,17 @@ from torch import Tensor
 from influx import memory, rules
 from influx.cost import Cost
 from influx.errors import InfluxError
-from influx.estimators.adjoint import followed, hessian_free, hessian_free_cost, hessian_product, refuse, reverse, reverse_cost
+from influx.estimators.adjoint import hessian_free, hessian_free_cost, refuse, reverse, reverse_cost
 from influx.estimators.base import Estimate, Estimator
+from influx.estimators.recursion import WORKING, forward, memory_steps, read_out
 from influx.problem import Problem
-from influx.progress import progress
 from influx.record import Record
 from influx.solvers.base import products
 from influx.stacking import blocks
 from influx.statistics import per_test_correlation
 from influx.trajectory import Trajectory
 
-WORKING = 4  # P-vectors for each training example of a block whose Hessian products are taken
+KEEPING = 3  # n_train x P numbers while h is written to the store or read from it: the tensor, its copy, the file's bytes
 
 
 @dataclass(frozen=True)
@@ -51,24 +51,36 @@ class Hypergradient(Estimator):
     Args:
         hessian: "exact"; or "none", the paper's approximation.
         form: "adjoint", backwards, for all training examples at once; or "forward", the paper's own, which keeps h_i and d_i.
+        weight_decay: of the recursion: the "optimizer"'s; or n_train times that, as "released".
+        state: form=forward: h_i and d_i in "memory", or on "disk" in the system's folder for temporary files. The same numbers.
+        keep: form=forward: h_i goes into the store, so that other test examples or another measurement of the same training only read it
+            out. The approximation beside the exact one is then left out: it would follow the training again.
         params: "all" alone: all parameters moved in the run that is differentiated, so a part of them has no derivative of its own.
 
     Cost: the training once more, and a gradient an example visited; "exact" also a Hessian product for each step and test example
     (adjoint) or training example (forward), and the approximation beside it. Memory: adjoint 6 P numbers for each test example or a slice
-    of them, without Hessians the test gradients' factors; forward 2 P for each training example.
+    of them, without Hessians the test gradients' factors; forward 2 P for each training example, on disk with state=disk. LeNet-5 in
+    float32: half a mebibyte a training example. The store keeps half of that.
 
     Raises:
         InfluxError: the training cannot be followed, its optimiser is not gradient descent, `params` is not "all", or the forward form
-            does not fit the memory.
+            does not fit into the memory or onto the disk.
     """
 
     needs_trajectory: ClassVar[bool] = True
     hessian: str = "exact"
     form: str = "adjoint"
+    weight_decay: str = "optimizer"
+    state: str = "memory"
+    keep: bool = False
     params: str = "all"
 
     def __post_init__(self) -> None:
+        rules.check_word("method.weight_decay", self.weight_decay, "optimizer", "released")
         rules.check_fields("method", self)
+        if self.form == "adjoint" and (self.keep or self.state == "disk"):
+            chosen = "keep=true" if self.keep else "state=disk"
+            raise InfluxError(f"method.{chosen} is about h_i, and the adjoint form has none: leave it out, or use method.form=forward.")
 
     @property
     def exact(self) -> bool:
@@ -76,57 +88,82 @@ class Hypergradient(Estimator):
 
     def plan(self, problem: Problem, record: Record) -> Cost:
         refuse("hypergradient", self.params, record)
-        own = self._forward_cost(problem, record) if self.form == "forward" else None
-        if not self.exact:
-            return own or hessian_free_cost(problem, record)
-        return (own or reverse_cost(problem, record)) + hessian_free_cost(problem, record)
+        if self.form == "forward":
+            own = self._forward_cost(problem, record)
+        else:
+            own = reverse_cost(problem, record) if self.exact else hessian_free_cost(problem, record)
+        return own + hessian_free_cost(problem, record) if self.exact and not self.keep else own
 
     def estimate(self, problem: Problem, record: Record, seed: int) -> Estimate:
-        trajectory = record.trajectory
+        trajectory = self._followed(problem, record.trajectory)
         if self.form == "forward":
-            influence = forward(problem, trajectory, exact=self.exact)
+            influence = read_out(problem, self._forward(problem, trajectory, record))
         else:
             influence = (reverse if self.exact else hessian_free)(problem, trajectory)
-        return Estimate(influence, facts=approximation(influence, hessian_free(problem, trajectory)) if self.exact else {})
+        facts = approximation(influence, hessian_free(problem, trajectory)) if self.exact and not self.keep else {}
+        return Estimate(influence, facts=facts | self._noted(problem, trajectory))
+
+    def _followed(self, problem: Problem, trajectory: Trajectory) -> Trajectory:
+        """The training with the recursion's weight decay, which moves no parameter: the steps are those that were taken."""
+        descent = trajectory.descent
+        if self.weight_decay == "optimizer" or descent is None:
+            return trajectory
+        return replace(trajectory, descent=replace(descent, weight_decay=problem.n_train * descent.weight_decay))
+
+    def _forward(self, problem: Problem, trajectory: Trajectory, record: Record) -> Float[Tensor, "n_train p"]:
+        def work() -> dict[str, Tensor]:
+            return {"h": forward(problem, trajectory, exact=self.exact, place=self.state)}
+
+        options = {"hessian": self.hessian, "weight_decay": self.weight_decay}
+        return (record.recall("hypergradients", options, work) if self.keep else work())["h"]
+
+    def _noted(self, problem: Problem, trajectory: Trajectory) -> dict[str, float]:
+        """How many steps back a contribution reaches at the last learning rate without Hessians, if it is forgotten; bytes on disk."""
+        assert trajectory.descent is not None  # `refuse` was asked
+        steps = memory_steps(trajectory.descent, trajectory.rates[-1])
+        found = {"memory_steps": steps} if math.isfinite(steps) else {}
+        return found | ({"disk_bytes": float(_state_bytes(problem))} if self.state == "disk" else {})
 
     def _forward_cost(self, problem: Problem, record: Record) -> Cost:
-        held = 2 * problem.n_train * problem.theta.nbytes
+        facts, own = record.facts, _state_bytes(problem)
+        visited = float(facts.n_steps * facts.batch_size)
+        held = self._held(problem, facts.batch_size)
         if held > problem.memory:
+            kept = f", and method.keep=true takes {KEEPING} more copies of a half of it in between" if self.keep else ""
+            other = "method.state=disk, " if self.state == "memory" and not self.keep else ""
             raise InfluxError(
-                f"method.form=forward keeps 2 x {problem.n_params:,} numbers for each of {problem.n_train:,} training examples, which take "
-                f"{memory.shown(held)}, and memory allows {memory.shown(problem.memory)}: use method.form=adjoint, or raise memory."
+                f"method.form=forward keeps 2 x {problem.n_params:,} numbers for each of {problem.n_train:,} training examples{kept}: "
+                f"{memory.shown(held)} in all, and memory allows {memory.shown(problem.memory)}: use {other}method.form=adjoint, or raise "
+                "memory."
             )
-        facts = record.facts
+        if self.state == "disk" and own > (free := shutil.disk_usage(tempfile.gettempdir()).free):
+            raise InfluxError(
+                f"method.state=disk writes {memory.shown(own)} into {tempfile.gettempdir()}, where {memory.shown(free)} are free: set "
+                "TMPDIR to a folder with more, or use method.form=adjoint."
+            )
         hessians = facts.n_steps * products(problem, problem.n_train, facts.batch_size) if self.exact else 0.0
-        dense = 8.0 * facts.n_steps * problem.n_train * problem.n_params
-        return Cost(2.0 * facts.n_steps * facts.batch_size + problem.n_test, dense + hessians, nbytes=held)
+        dense = 8.0 * problem.n_params * (facts.n_steps * problem.n_train if self.exact else visited)
+        return Cost(2.0 * visited + problem.n_test, dense + hessians, nbytes=held)
+
+    def _held(self, problem: Problem, batch: int) -> int:
+        """Bytes in memory: both vectors of every training example, or those that are worked on at once; and what keeping takes."""
+        each = problem.theta.nbytes
+        block = min(problem.n_train, blocks(problem.n_train, WORKING * each)[0].stop if self.exact else batch)
+        state = _state_bytes(problem) if self.state == "memory" else WORKING * block * each
+        return state + (KEEPING * problem.n_train * each if self.keep else 0)
 
 
-def forward(problem: Problem, trajectory: Trajectory, *, exact: bool) -> Float[Tensor, "n_train n_test"]:
-    """The recursion in h_i and d_i for all training examples. Memory: 2 n_train x P numbers, and a block's Hessian products."""
-    problem, descent = followed(problem, trajectory)
-    mu = descent.momentum
-    h, d = problem.theta.new_zeros(2, problem.n_train, problem.n_params)
-    parts = blocks(problem.n_train, WORKING * problem.theta.nbytes)
-    for _, step in zip(progress(range(trajectory.n_steps), "forward pass, steps"), trajectory.forward(), strict=True):
-        batch = problem.at(step.params, step.rows)
-        for rows in parts:
-            moved = hessian_product(problem, step, h[rows]) if exact else descent.weight_decay * h[rows]
-            if descent.nesterov:  # g' + μd = (1 + μ) d − μ d before the step: the last term goes into h here
-                h[rows].add_(d[rows], alpha=step.lr * mu)
-            d[rows].mul_(mu).add_(moved)
-        for rows, gradients in batch.train_gradients():
-            d.index_add_(0, step.rows[rows], gradients, alpha=1.0 / len(step.rows))
-        h.sub_(d, alpha=step.lr * (1.0 + mu) if descent.nesterov else step.lr)
-    influence = problem.empty()
-    for columns in problem.columns(2):
-        influence[:, columns] = -h @ problem.test_gradients(columns).T
-    return influence
+def _state_bytes(problem: Problem) -> int:
+    return 2 * problem.n_train * problem.theta.nbytes
 
 
 def approximation(exact: Float[Tensor, "n_train n_test"], free: Float[Tensor, "n_train n_test"]) -> dict[str, float]:
-    """How far leaving the Hessians out is from keeping them: relative distance, and rank correlation (mean over test examples)."""
-    distance = ((free - exact).norm() / exact.norm()).item()
+    """How far leaving the Hessians out is from keeping them: relative distance, rank correlation (mean over test examples), and the share
+    of scores whose sign is another."""
     ranks = per_test_correlation(free.double().cpu().numpy(), exact.double().cpu().numpy(), "spearman")
-    found = {"relative_error_without_hessian": distance, "spearman_without_hessian": float(ranks[np.isfinite(ranks)].mean())}
-    return {name: value for name, value in found.items() if np.isfinite(value)}
+    found = {
+        "relative_error_without_hessian": ((free - exact).norm() / exact.norm()).item(),
+        "spearman_without_hessian": float(ranks[np.isfinite(ranks)].mean()) if np.isfinite(ranks).any() else math.nan,
+        "sign_disagreement_without_hessian": (free.sign() != exact.sign()).double().mean().item(),
+    }
+    return {name: value for name, value in found.items() if math.isfinite(value)}

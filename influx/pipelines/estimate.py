@@ -71,7 +71,9 @@ def prepare(session: Session) -> Estimator:
 
 def estimate(session: Session, estimator: Estimator) -> Estimated:
     trained = train(session)
-    accuracy = test_points.accuracy(session, trained)
+    noted: dict[str, float] = {}
+    if session.experiment.data.task == "classification":
+        noted["test_accuracy"] = test_points.accuracy(session.experiment, trained, session.seed)
     session = test_points.focused(session, trained)
     folder, experiment = session.folder, session.experiment
     problem = experiment.problem(trained, session.seed, session.memory)
@@ -83,7 +85,7 @@ def estimate(session: Session, estimator: Estimator) -> Estimated:
     with folder.stage("estimate"):
         made = scored(session, estimator, trained)
     folder.record["cost"] = {"forecast_seconds": ahead, **asdict(cost), "peak_bytes": peak.nbytes()}
-    facts = made.facts if accuracy is None else {"test_accuracy": accuracy, **made.facts}
+    facts = noted | made.facts
     if facts:
         folder.record["facts"] = facts
     influence = made.influence.cpu().numpy()

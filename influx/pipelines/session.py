@@ -70,7 +70,7 @@ def open_session(config: Mapping[str, Any], choices: Mapping[str, str], folder: 
     experiment = Experiment(data, model, training, objective, measurement)
     module = experiment.module(config["seed"])
     _check_targets(experiment, choices["objective"])
-    _check_batches(experiment, module)
+    check_batches(experiment, module)
     size = sum(p.numel() for p in module.parameters())
     threads = _set_threads(config["threads"], size, not is_layered(module))
     folder.record |= {"device": str(device), "threads": threads, "n_parameters": size}
@@ -105,7 +105,7 @@ def _check_targets(experiment: Experiment, chosen: str) -> None:
         experiment.measurement.value(module(data.test_inputs[:1]), data.test_targets[:1], experiment.objective)
 
 
-def _check_batches(experiment: Experiment, module: torch.nn.Module) -> None:
+def check_batches(experiment: Experiment, module: torch.nn.Module) -> None:
     """What training refuses of batch normalisation, a batch of one row or mean weights, is said now and not in the middle of it."""
     averaging.check(getattr(experiment.training, "average_from", None), module)
     rows, size = experiment.data.n_train, getattr(experiment.training, "batch_size", None)

@@ -67,11 +67,9 @@ def losses(problem: Problem, examples: Examples) -> Float[np.ndarray, " n"]:
     return torch.cat(parts).cpu().numpy()
 
 
-def accuracy(session: Session, trained: Trained) -> float | None:
-    """Share of the test examples that the trained model gets right; None where there are no classes."""
-    if session.experiment.data.task != "classification":
-        return None
-    problem = session.experiment.problem(trained, session.seed)
+def accuracy(experiment: Experiment, trained: Trained, seed: int) -> float:
+    """Share of the test examples whose class the trained model gets right."""
+    problem = experiment.problem(trained, seed)
     with torch.no_grad():
         parts = [
             problem.outputs(problem.theta, problem.test.inputs[rows]).argmax(1) == problem.test.targets[rows]

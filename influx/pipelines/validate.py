@@ -143,7 +143,6 @@ def _write_tables(session: Session, table: pd.DataFrame, retraining: Retraining)
     full = pd.DataFrame([{**identity, **row} for row in table.to_dict("records")])
     session.folder.csv("correlations.csv", full)
     session.folder.record |= {"table": "correlations.csv", "headline": {"statistic": "spearman", "label": HEADLINE}}
-    session.folder.record["table"] = "correlations.csv"
     session.folder.text("correlations.md", to_markdown(full))
 
 

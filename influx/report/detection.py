@@ -17,17 +17,21 @@ from influx.report.tables import interval, significant
 PURPLE, SKY, YELLOW = "#CC79A7", "#56B4E9", "#B8A800"  # the rest of the palette, yellow darker for thin lines
 METHODS = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY, YELLOW, "black")
 BASELINES = {"loss": "--", "gradient_norm": ":", "nearest": "-.", "random": (0, (1, 4))}  # grey, told apart by their dashes
-
+RULES: dict[str, dict[str, Any]] = {
+    "oracle": {"color": "black", "linestyle": (0, (5, 1, 1, 1))},
+    "best": {"color": "black", "linestyle": ":"},
+}
 NARROW = 0.12  # share of wrong labels up to which there is no room for a word beside the ideal curve
 
 
 def looks(scores: list[str]) -> dict[str, dict[str, Any]]:
     """Colour and dashes of each score: methods in colour, solid (dashed from the ninth on), baselines in grey."""
-    methods = [score for score in scores if score not in BASELINES]
+    methods = [score for score in scores if score not in BASELINES and score not in RULES]
     made: dict[str, dict[str, Any]] = {}
     for at, score in enumerate(methods):
         made[score] = {"color": METHODS[at % len(METHODS)], "linestyle": "-" if at < len(METHODS) else "--"}
-    return made | {score: {"color": GREY, "linestyle": BASELINES[score]} for score in scores if score in BASELINES}
+    made |= {score: {"color": GREY, "linestyle": BASELINES[score]} for score in scores if score in BASELINES}
+    return made | {score: RULES[score] for score in scores if score in RULES}
 
 
 def save_detection(

@@ -1,0 +1,98 @@
+"""Cleaning the training set: accuracy over share removed, the table on the screen and what it says."""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from pathlib import Path
+
+import pandas as pd
+from matplotlib.axes import Axes
+from rich.table import Table
+
+from influx.report.detection import looks
+from influx.report.plots import GREY, new_figure, style
+from influx.report.tables import interval, significant
+
+APART = 0.008  # of the axis, between the intervals of two rules
+
+
+def save_cleansing(table: pd.DataFrame, path: str | Path, *, method: str, share: float, title: str, about: str) -> None:
+    """`table`: `score, kind, removed, value, ci_low, ci_high`; `share`: of wrong labels."""
+    with style():
+        figure = new_figure(6.6, 4.2)
+        ax = figure.subplots()
+        draw_cleansing(table, ax, method=method, share=share)
+        ax.set_title(textwrap.fill(about, 85))
+        figure.legend(loc="outside lower left", ncols=6)
+        figure.suptitle(textwrap.fill(title, 80), x=0.01, ha="left")
+        figure.savefig(path)
+
+
+def draw_cleansing(table: pd.DataFrame, ax: Axes, *, method: str, share: float) -> None:
+    """Test accuracy over share removed: a line a rule with its 95 % intervals over seeds (side by side), all from nothing removed."""
+    accuracy = table[table["kind"] == "accuracy"]
+    nothing = accuracy[accuracy["score"] == "all"]
+    rules = [score for score in accuracy["score"].drop_duplicates() if score != "all"]
+    drawn = looks([method, *(rule for rule in rules if rule != method)])
+    ax.axhline(nothing["value"].iloc[0], color=GREY, linewidth=0.6)
+    step = APART * accuracy["removed"].max()
+    for place, rule in enumerate(reversed(rules)):
+        part = accuracy[accuracy["score"] == rule].sort_values("removed")
+        joined = pd.concat([nothing, part])
+        at = joined["removed"] + step * (place - (len(rules) - 1) / 2) * (joined["removed"] > 0)
+        ax.plot(at, joined["value"], marker=".", label=rule, **drawn[rule])
+        ax.vlines(at, joined["ci_low"], joined["ci_high"], color=drawn[rule]["color"], linewidth=1)
+    if share > 0:
+        ax.axvline(share, color=GREY, linewidth=0.8, linestyle=":", label="share of wrong labels")
+    ax.set_xlim(0, None)
+    ax.set_xlabel("share of the training set removed")
+    ax.set_ylabel("test accuracy, 95 % interval over seeds")
+
+
+def cleansing_lines(table: pd.DataFrame, about: str) -> Table:
+    """The terminal's view: a row a rule with its accuracy at each share removed; of the last share the interval, the differences to
+    removing as many at random and to removing nothing, and how many of the labels that are kept are wrong."""
+    shares = [share for share in table["removed"].drop_duplicates() if share > 0]
+    last = shares[-1]
+    lines = Table(caption=f"{about}; 95 % intervals over seeds", caption_justify="left")
+    lines.add_column("rule", no_wrap=True)
+    for heading in (*(f"{share:.3g}" for share in (0.0, *shares)), f"at {last:.3g}: interval", "minus random", "minus all", "wrong"):
+        lines.add_column(heading, justify="right", no_wrap=True)
+    cells = table.set_index(["score", "kind", "removed"])
+    for rule in table["score"].drop_duplicates():
+        values = [_cell(cells, (rule, "accuracy", share)).partition(" ")[0] for share in (0.0, *shares)]
+        at = 0.0 if rule == "all" else last
+        held = interval(cells.loc[(rule, "accuracy", at)])
+        differences = [_cell(cells, (rule, kind, last)) for kind in ("minus_random", "minus_all")]
+        wrong = f"{cells.loc[(rule, 'wrong', at)].value:.1%}" if (rule, "wrong", at) in cells.index else ""
+        lines.add_row(str(rule), *values, held, *differences, wrong)
+    return lines
+
+
+def _cell(cells: pd.DataFrame, place: tuple[str, str, float]) -> str:
+    """A value with its interval, or nothing where there is no such row."""
+    if place not in cells.index:
+        return ""
+    return f"{significant(cells.loc[place].value)} {interval(cells.loc[place])}".strip()
+
+
+def cleansing_verdict(table: pd.DataFrame, method: str, removed: float) -> str:
+    """Did removing what the method suspects help, against nothing removed and against as many at random?"""
+    cells = table[table["removed"] == removed].set_index(["score", "kind"])
+    own = cells.loc[(method, "accuracy")]
+    said = f"without the {removed:.0%} that {method} suspects, accuracy is {significant(own.value)} {interval(own)}".rstrip()
+    others = {"minus_all": "nothing removed", "minus_random": "as many removed at random"}
+    parts = [_compared(cells.loc[(method, kind)], words) for kind, words in others.items() if (method, kind) in cells.index]
+    return f"{said}: {'; '.join(parts)}."
+
+
+def _compared(row: pd.Series, what: str) -> str:
+    difference = f"{significant(row.value)} {interval(row)}".strip()
+    if math.isnan(row.ci_low):
+        return f"{difference} against {what} (one seed: no interval)"
+    if row.ci_low > 0:
+        return f"better than {what} ({difference})"
+    if row.ci_high < 0:
+        return f"worse than {what} ({difference})"
+    return f"not told from {what} ({difference})"
