@@ -66,7 +66,9 @@ def open_session(config: Mapping[str, Any], choices: Mapping[str, str], folder: 
     objective = build(config["objective"], Objective, "objective")
     measurement = build(config["measurement"], Measurement, "measurement")
     with folder.stage("data"):
-        data = _encoded(build(config["dataset"], Dataset, "dataset").load().to(dtype, device), model, folder)
+        data = load(config["dataset"], model, dtype, device)
+    if data.texts and not isinstance(model, Encoding):
+        folder.warn(f"{data.name} is text, and model={choices['model']} takes its token ids for quantities: use model=minilm.")
     experiment = Experiment(data, model, training, objective, measurement)
     module = experiment.module(config["seed"])
     _check_targets(experiment, choices["objective"])
@@ -83,14 +85,17 @@ def open_session(config: Mapping[str, Any], choices: Mapping[str, str], folder: 
     return Session(config, choices, folder, experiment, store, config["seed"])
 
 
-def _encoded(data: Data, model: Model, folder: RunFolder) -> Data:
-    """Texts as the model's frozen layers leave them, computed once here instead of at every step."""
+def load(node: Mapping[str, Any], model: Model, dtype: torch.dtype, device: torch.device) -> Data:
+    """The data set that a configuration describes, texts as the model's frozen layers leave them: computed once, not at every step.
+
+    Raises:
+        InfluxError: the model reads texts, and there are none.
+    """
+    data = build(node, Dataset, "dataset").load().to(dtype, device)
     if not isinstance(model, Encoding):
-        if data.texts:
-            folder.warn(f"{data.name} is text, and {type(model).__name__} takes its token ids for numbers: use model=minilm.")
         return data
     if not data.texts:
-        raise InfluxError(f"this model reads texts, and {data.name} has none: use dataset=bbc_news, or another model.")
+        raise InfluxError(f"model={type(model).__name__.lower()} reads texts, and {data.name} has none: use dataset=bbc_news.")
     return replace(data, train_inputs=model.encode(data.train_inputs), test_inputs=model.encode(data.test_inputs))
 
 
