@@ -112,7 +112,7 @@ class Mislabeled(Task):
         method, experiment, folder = session.choices["method"], session.experiment, session.folder
         read = self._read_out(session)
         if first:
-            made = estimate(read, estimator)
+            made = estimate(read, estimator, experiment)
             trained, influence = made.trained, made.influence
         else:
             with folder.stage(f"seed {session.seed}"):
