@@ -70,7 +70,7 @@ def prepare(session: Session) -> Estimator:
 
 
 def estimate(session: Session, estimator: Estimator, tested: Experiment | None = None) -> Estimated:
-    """Train, estimate, write the files. `tested` has the test part whose accuracy is noted, where that is not what influence is read out on."""
+    """Train, estimate, write the files. `tested` has the test part whose accuracy is noted, where influence is read out on another."""
     trained = train(session)
     tested = session.experiment if tested is None else tested
     noted: dict[str, float] = {}
