@@ -283,7 +283,8 @@ def _picture(jobs: list[Job], ranked: pd.DataFrame, path: Path) -> None:
 
 
 def _label(row: Mapping[str, Any], keys: list[str]) -> str:
-    return ", ".join(_text(row[key]) for key in keys if _text(row[key]))
+    """The method, then its settings; a baseline has none."""
+    return ", ".join(_text(row[key]) for key in sorted(keys) if _text(row[key]))
 
 
 def draw(ranked: pd.DataFrame, path: Path, about: str) -> None:

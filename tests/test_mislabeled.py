@@ -158,6 +158,8 @@ def test_the_self_score_is_the_self_influence(tmp_path: Path) -> None:
     np.testing.assert_allclose(np.diagonal(influence), by_method, rtol=1e-6)  # CG's residual on one side
     assert seeds(made.folder)[0, "exact", "roc_auc"] == pytest.approx(seeds(own.folder)[0, "self_influence", "roc_auc"])
     assert seeds(made.folder)[0, "exact", "roc_auc"] > 0.8
+    accuracies = [json.loads((one.folder / "run.json").read_text())["facts"]["test_accuracy"] for one in (made, own)]
+    assert accuracies[0] == accuracies[1]  # of the test part, although influence is read out on the training part
 
 
 def test_settings_that_a_task_does_not_use_are_named(tmp_path: Path) -> None:

@@ -12,9 +12,8 @@ from rich.table import Table
 
 from influx.report.detection import draw_scores, looks
 from influx.report.plots import GREY, new_figure, style
-from influx.report.tables import interval, significant
 
-APART = 0.008  # of the axis, between the intervals of two rules
+APART = 0.005  # of the axis, between the intervals of two rules
 
 
 def save_cleansing(table: pd.DataFrame, path: str | Path, *, method: str, share: float, title: str, about: str) -> None:
@@ -103,14 +102,14 @@ def cleansing_verdict(table: pd.DataFrame, method: str, removed: float) -> str:
     """Did removing what the method suspects help, against nothing removed and against as many at random?"""
     cells = table[table["removed"] == removed].set_index(["score", "kind"])
     own = cells.loc[(method, "accuracy")]
-    said = f"without the {removed:.0%} that {method} suspects, accuracy is {significant(own.value)} {interval(own)}".rstrip()
+    said = f"without the {removed:.0%} that {method} suspects, accuracy is {own.value:.3f} {_limits(own)}".rstrip()
     others = {"minus_all": "nothing removed", "minus_random": "as many removed at random"}
     parts = [_compared(cells.loc[(method, kind)], words) for kind, words in others.items() if (method, kind) in cells.index]
     return f"{said}: {'; '.join(parts)}."
 
 
 def _compared(row: pd.Series, what: str) -> str:
-    difference = f"{significant(row.value)} {interval(row)}".strip()
+    difference = f"{row.value:.3f} {_limits(row)}".strip()
     if math.isnan(row.ci_low):
         return f"{difference} against {what} (one seed: no interval)"
     if row.ci_low > 0:

@@ -127,10 +127,8 @@ class Cleansing(Task):
         reading = replace(session, experiment=session.experiment.on_tests(read))
         folder, method = session.folder, session.choices["method"]
         if first:
-            made = estimate(reading, estimator)
+            made = estimate(reading, estimator, session.experiment.on_tests(reported))
             trained, influence = made.trained, made.influence
-            accuracy = test_points.accuracy(session.experiment.on_tests(reported), trained, session.seed)
-            folder.record["facts"]["test_accuracy"] = accuracy  # of the reported part, not of the one read out
         else:
             with folder.stage(f"estimate, seed {session.seed}"):
                 trained = session.experiment.train(session.seed, session.store, checkpoints=session.config["checkpoints"])
