@@ -12,6 +12,7 @@ from influx.report.figures.base import Figure
 from influx.report.figures.lines import COLOURS, MARKERS, draw_line
 from influx.report.plots import GREY, new_figure
 
+
 @dataclass(frozen=True)
 class LinePanels(Figure):
     """A row of panels an arm set, a column a statistic; lines without results are left out.
@@ -50,7 +51,8 @@ class LinePanels(Figure):
                 ax.set_ylabel(said.removesuffix("(log)").rstrip())
                 ax.set_xlabel(self.label)
             row[0].set_title(title, loc="left")
-            row[-1].legend(loc="upper left", bbox_to_anchor=(1.02, 1), borderaxespad=0)
+            if row[-1].get_legend_handles_labels()[0]:
+                row[-1].legend(loc="upper left", bbox_to_anchor=(1.02, 1), borderaxespad=0)
         seeds = int(points["n"].max()) if len(points) else 0
         figure.suptitle(f"{self.title} (mean of {seeds} seeds, 95 % interval)", x=0.01, ha="left")
         return figure
