@@ -26,7 +26,7 @@ RUN = ("task=mislabeled", *NOISY)
 
 def seeds(folder: Path) -> pd.Series:
     """detection_seeds.csv by seed, score and statistic."""
-    return pd.read_csv(folder / "detection_seeds.csv").set_index(["seed", "score", "statistic"])["value"]
+    return pd.read_csv(folder / "detection_seeds.csv").set_index(["seed", "score", "statistic"])["value"].sort_index()
 
 
 def wrong_of(folder: Path) -> np.ndarray:
@@ -106,7 +106,7 @@ def test_the_table_is_the_mean_over_seeds(ran: Ran) -> None:
     table = pd.read_csv(ran.folder / "detection.csv").set_index(["score", "statistic"])
     assert set(each.index.get_level_values("seed")) == {0, 1, 2}
     assert table.index.get_level_values("score").unique().tolist() == ["cg", "loss", "gradient_norm", "random", "nearest"]
-    pd.testing.assert_series_equal(table["value"], each.groupby(["score", "statistic"], sort=False).mean(), rtol=1e-12)
+    pd.testing.assert_series_equal(table["value"].sort_index(), each.groupby(["score", "statistic"]).mean(), rtol=1e-12)
     paired = each[:, "cg", "roc_auc"] - each[:, "loss", "roc_auc"]
     half = 4.302653 * paired.std() / np.sqrt(3)
     row = table.loc["cg", "roc_auc_minus_loss"]
