@@ -270,3 +270,32 @@ def test_the_picture_shows_the_tables_numbers(ran: Ran) -> None:
         np.testing.assert_array_equal(by_name[score].get_ydata(), part["found"])
     assert [text.get_text() for text in right.get_yticklabels()] == ranked["score"].tolist()
     assert [float(dot.get_xdata()[0]) for dot in right.lines if dot.get_marker() == "o"] == ranked["value"].tolist()
+
+
+# ------------------------------------------------------------------------------------- influence on itself, without a matrix
+
+
+def test_a_method_that_knows_the_influence_on_itself_needs_no_matrix(tmp_path: Path) -> None:
+    """The suspects' order gives the reported area, their table has every training example once, and facts are about the test part."""
+    deep = ("dataset=iris", "model=mlp", "training.epochs=15", "dataset.train_size=80", "dataset.test_size=40", "dataset.label_noise=0.2")
+    words = (*deep, "method=turnover_dropout", "task=mislabeled", "task.score=self", "task.seeds=2", "memory=1MiB")
+    made = call("validate", *words, cwd=tmp_path)
+    assert made.status == 0, made.err
+    table, record = pd.read_csv(made.folder / "suspects.csv"), json.loads((made.folder / "run.json").read_text())
+    assert table["rank"].tolist() == list(range(1, 81))
+    assert table["train_index"].is_unique
+    assert set(table.loc[table["wrong"], "train_index"]) == set(record["flipped_labels"])
+    assert table["score"].is_monotonic_decreasing
+    assert seeds(made.folder)[0, "turnover_dropout", "roc_auc"] == pytest.approx(roc_auc_score(table["wrong"], table["score"]), abs=1e-12)
+    assert (1, "turnover_dropout", "roc_auc") in seeds(made.folder).index
+    alone = call("estimate", *deep, "method=random", cwd=tmp_path)
+    said = json.loads((alone.folder / "run.json").read_text())["facts"]
+    assert record["facts"]["test_accuracy"] == said["test_accuracy"]
+    assert {"accuracy_own_mask", "label_from_mask_alone", "test_accuracy_without_mask"} <= set(record["facts"])
+    assert not (made.folder / "influence.npz").exists()
+
+
+def test_suspects_of_the_mean_score_are_the_most_harmful_first(ran: Ran) -> None:
+    table, arrays = pd.read_csv(ran.folder / "suspects.csv"), np.load(ran.folder / "influence.npz")
+    order = np.argsort(arrays["influence"][:, 0], kind="stable")
+    assert table["train_index"].tolist() == arrays["train_index"][order].tolist()

@@ -1,6 +1,6 @@
-"""Texts: the encoder against transformers' BertModel, token ids against its vocabulary, padding, frozen layers, texts in tables and pictures.
+"""Texts: the encoder against transformers' BertModel, ids against its tokenizer, padding, frozen layers, texts in tables and pictures.
 
-Tests with the marker `text` need the packages of the extra; those of random weights need none.
+What needs the packages of the extra `text` is skipped without them; random weights need none.
 """
 
 from __future__ import annotations
@@ -362,7 +362,7 @@ def test_sizes_that_cannot_be_are_refused(options, says) -> None:
 def test_inputs_that_are_no_texts_are_refused() -> None:
     with pytest.raises(InfluxError, match=r"model=minilm reads texts, and examples here are of shape \(1, 28, 28\)"):
         build(TINY, Shape((1, 28, 28), 10, "classification"), 0)
-    with pytest.raises(InfluxError, match="takes 512 tokens at most, not 600: lower dataset.length"):
+    with pytest.raises(InfluxError, match=r"takes 512 tokens at most, not 600: lower dataset\.length"):
         build(TINY, Shape((600,), 2, "classification"), 0)
     with pytest.raises(InfluxError, match="reads token ids, whole numbers from 0 to 49"):
         TINY.encode(torch.tensor([[0.5, 1.0]]))

@@ -70,7 +70,7 @@ class Encoding(Model):
     module be built for that instead."""
 
     @abstractmethod
-    def encode(self, inputs: Float[Tensor, "n tokens"]) -> Float[Tensor, "n *shape"]:
+    def encode(self, inputs: Float[Tensor, "n tokens"]) -> Float[Tensor, " n *shape"]:
         """What the frozen layers make of token ids, in the inputs' type and place.
 
         Raises:

@@ -23,7 +23,7 @@ POSITIONS = 512  # tokens of the longest text
 
 
 class Embeddings(nn.Module):
-    """Token ids [texts, tokens], whole numbers in any type, 0 for padding, as vectors: word + position + the first segment's, normalised."""
+    """Token ids [texts, tokens], whole numbers in any type, 0 for padding, as vectors: word + position + segment, normalised."""
 
     def __init__(self, vocabulary: int, width: int) -> None:
         super().__init__()

@@ -101,7 +101,7 @@ class Minilm(Encoding):
 
     def _lower(self) -> nn.Module:
         """Embeddings and frozen layers, as one part of the network without parameters."""
-        parts = {"embeddings": encoder.Embeddings(self.vocabulary, self.width)}
+        parts: dict[str, nn.Module] = {"embeddings": encoder.Embeddings(self.vocabulary, self.width)}
         parts |= encoder.layers(0, self.depth - self.layers_trained, self.width, self.heads, trained=False)
         return encoder.frozen(self._filled(parts)).eval()
 

@@ -62,11 +62,16 @@ def top_table(data: Data, influence: Float[np.ndarray, "n_train n_test"], k: int
                 {
                     **test, "kind": kind, "rank": rank, "train_index": data.train_index[i],
                     "train_label": label(data, data.train_targets[i]), "influence": influence[i, t],
-                    **({"test_text": "" if whole_set else text(data, "test", t), "train_text": text(data, "train", i)} if data.texts else {}),
+                    **_texts(data, None if whole_set else t, i),
                 }
                 for rank, i in enumerate(chosen, start=1)
             ]  # fmt: skip
     return pd.DataFrame(rows)
+
+
+def _texts(data: Data, t: int | None, i: int) -> dict[str, str]:
+    """The two columns that tables of texts have more."""
+    return {"test_text": "" if t is None else text(data, "test", t), "train_text": text(data, "train", i)} if data.texts else {}
 
 
 def gallery(data: Data, influence: Float[np.ndarray, "n_train n_test"], k: int, shown: list[int], whole_set: bool) -> list[GalleryRow]:

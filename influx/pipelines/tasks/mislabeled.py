@@ -156,10 +156,7 @@ class Mislabeled(Task):
 def _on_itself(session: Session, estimator: OnItself, *, first: bool) -> tuple[Trained, Float[np.ndarray, "n_train 1"]]:
     """The trained model and each training example's influence on itself; the first seed's facts are noted."""
     experiment, folder = session.experiment, session.folder
-    if first:
-        trained = train(session)
-    else:
-        trained = experiment.train(session.seed, session.store, checkpoints=session.config["checkpoints"])
+    trained = train(session) if first else experiment.train(session.seed, session.store, checkpoints=session.config["checkpoints"])
     with folder.stage("estimate" if first else f"seed {session.seed}"):
         problem = experiment.problem(trained, session.seed, session.memory)
         made = estimator.on_itself(problem, session.laboratory.after(trained), session.seed)
