@@ -151,11 +151,15 @@ def _elementwise(function: nn.Module, z: Tensor) -> tuple[Tensor, Tensor, Tensor
 def of_outputs(
     outputs: Float[Tensor, "rows out"], targets: Shaped[Tensor, " rows"], objective: Objective
 ) -> tuple[Float[Tensor, "rows out"], Float[Tensor, "rows out out"]]:
-    """∂ℓ/∂f and ∂²ℓ/∂f² of each row; rows do not see one another, so one backward pass an output serves them all."""
+    """∂ℓ/∂f and ∂²ℓ/∂f² of each row. Rows do not see one another: with a copy of all rows an output, one backward pass gives a column of
+    the second from each copy."""
+    count, out = outputs.shape
     with torch.enable_grad():
-        leaf = outputs.detach().requires_grad_(True)
-        gradient = torch.autograd.grad(objective.loss(leaf, targets).sum(), leaf, create_graph=True)[0]
+        leaf = outputs.detach().repeat(out, 1).requires_grad_(True)
+        gradient = torch.autograd.grad(objective.loss(leaf, targets.repeat(out)).sum(), leaf, create_graph=True)[0]
+        first = gradient.detach()[:count]
         if not gradient.requires_grad:  # a loss that is linear in the outputs
-            return gradient, gradient.new_zeros(*outputs.shape, outputs.shape[1])
-        columns = [torch.autograd.grad(gradient[:, c].sum(), leaf, retain_graph=True)[0] for c in range(outputs.shape[1])]
-    return gradient.detach(), torch.stack(columns, dim=-1)
+            return first, first.new_zeros(count, out, out)
+        own = gradient.view(out, count, out).diagonal(dim1=0, dim2=2)  # [rows, out]: of copy c its output c
+        columns = torch.autograd.grad(own.sum(), leaf)[0]
+    return first, columns.view(out, count, out).permute(1, 2, 0).contiguous()

@@ -79,7 +79,10 @@ class Problem:
     def at(self, params: dict[str, Tensor], rows: Tensor | slice = slice(None)) -> Problem:
         """The same problem at other parameters, of a checkpoint or a step, on all training rows or on some."""
         made = replace(self, params=params, train=self.train.take(rows))
-        made.__dict__.update(layers=self.layers, bytes_per_row=self.bytes_per_row)  # the module's alone: found once, not at every step
+        known = {"layers": self.layers, "bytes_per_row": self.bytes_per_row}  # the module's alone: found once, not at every step
+        if self.layers is not None:
+            known["numbers_per_row"] = self.numbers_per_row
+        made.__dict__.update(known)
         return made
 
     @property
@@ -197,9 +200,15 @@ class Problem:
     def passes(self, examples: Examples, each: int = 0) -> Iterator[tuple[slice, Pass]]:
         """Forward passes with all that backward passes need, in blocks of rows; `each` is how many more bytes a row keeps busy."""
         layers = self.matrix_layers if self.layers is None else self.layers
-        number = self.train.inputs.element_size() * gradients.numbers_per_row(self.module, layers, self.state, examples.inputs)
+        number = self.train.inputs.element_size() * self.numbers_per_row
         for rows in blocks(len(examples), 2 * number + each):
             yield rows, gradients.forward(self.module, layers, self.state, examples.inputs[rows])
+
+    @cached_property
+    def numbers_per_row(self) -> int:
+        """How many numbers a forward pass of one row keeps for its gradients."""
+        layers = self.matrix_layers if self.layers is None else self.layers
+        return gradients.numbers_per_row(self.module, layers, self.state, self.train.inputs)
 
     def train_rows(self) -> Iterator[tuple[slice, list[Rows]]]:
         """∇ℓ_i for every training example, a layer at a time and as factors where there are any, in blocks of rows."""
