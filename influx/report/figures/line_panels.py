@@ -12,6 +12,7 @@ from influx.report.figures.base import Figure
 from influx.report.figures.lines import COLOURS, MARKERS, draw_line
 from influx.report.plots import GREY, new_figure
 
+
 @dataclass(frozen=True)
 class LinePanels(Figure):
     """A row of panels an arm set, a column a statistic; lines without results are left out.
