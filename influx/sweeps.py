@@ -7,16 +7,13 @@ swept key), `summary.md` (the headline, ranked) and `summary.png`. A job that fa
 
 from __future__ import annotations
 
-import json
 import math
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import yaml
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -24,53 +21,16 @@ from rich.text import Text
 from influx.report.ranking import save_lines, save_ranking
 from influx.report.tables import interval, significant, to_markdown
 from influx.store import write_whole
+from influx.sweep_jobs import SPEARMAN, Job, read
 from influx.sweep_scores import Scores, is_of_method, once, rows
 from influx.sweep_scores import draw as draw_scores
 
-SPEARMAN = {"statistic": "spearman", "label": "Spearman (mean over test examples)"}  # the headline of jobs that name none
 IDENTITY = ("method", "truth", "measurement")  # of a row of correlations.csv
 NUMBERS = ["value", "ci_low", "ci_high", "noise_ceiling", "ceiling_low", "ceiling_high", "corrected"]
 NAMES = {"spearman": "Spearman", "roc_auc": "ROC AUC"}
 MOST_PANELS, MOST_LINES, MOST_ROWS = 9, 5, 60  # that a figure can show
 WIDE = 50.0  # ratio of a swept number's largest to smallest value from which its axis is logarithmic
 WIDTH = 120  # of the screen's table in a log
-
-
-@dataclass(frozen=True)
-class Job:
-    """One job: its number, what it was asked (key to value, as text), how it ended, its table of statistics and its curves, if any."""
-
-    number: int
-    asked: dict[str, str]
-    record: dict[str, Any]
-    table: pd.DataFrame | None
-    curve: pd.DataFrame | None = None
-
-    @property
-    def headline(self) -> dict[str, str]:
-        """The statistic that jobs are ranked by, and its name on an axis."""
-        found: dict[str, str] = self.record.get("headline", SPEARMAN)
-        return found
-
-    @property
-    def status(self) -> str:
-        """`finished`, or one line that says why not."""
-        said = str(self.record.get("status", "failed: it ended before it began (no run.json)"))
-        return "failed: it was stopped" if said == "running" else said.strip().splitlines()[0]
-
-    @property
-    def seconds(self) -> float:
-        """Of the estimate, or of training where nothing was estimated."""
-        stages = self.record.get("stage_seconds", {})
-        return float(stages.get("estimate", stages.get("train", math.nan)))
-
-
-def note_failure(folder: Path, error: Exception) -> None:
-    """Leave the reason in the folder of a job that was refused before it began."""
-    record, asked = folder / "run.json", folder / ".hydra" / "overrides.yaml"
-    if asked.is_file() and not _newer(record, asked):
-        said = {"status": f"failed: {str(error).strip().splitlines()[0]}"}
-        write_whole(record, (json.dumps(said, indent=2) + "\n").encode())
 
 
 def join(folder: Path) -> None:
@@ -88,41 +48,6 @@ def join(folder: Path) -> None:
     Console(width=None if sys.stdout.isatty() else WIDTH, highlight=False).print(lines(ranked))
     print("\n".join(failures(ranked)), end="\n" if failures(ranked) else "")
     print(f"summary: {folder / 'summary.csv'}")
-
-
-# ---------------------------------------------------------------------------------------------------------------- reading
-
-
-def read(folder: Path) -> list[Job]:
-    """The jobs of a sweep by number. What an earlier sweep left in the same folder is not among them."""
-    begun = folder / "multirun.yaml"
-    asked = [file for file in folder.rglob(".hydra/overrides.yaml") if _newer(file, begun)]
-    return sorted((_job(file) for file in asked), key=lambda job: job.number)
-
-
-def _job(asked: Path) -> Job:
-    folder = asked.parent.parent
-    words = yaml.safe_load(asked.read_text()) or []
-    settings = dict(str(word).lstrip("+").partition("=")[::2] for word in words)
-    record: dict[str, Any] = {}
-    if _newer(folder / "run.json", asked):
-        record = json.loads((folder / "run.json").read_text())
-    asked_for = {key: value.strip("'\"") for key, value in settings.items()}
-    found: list[pd.DataFrame | None] = [None, None]
-    if record.get("status") == "finished":
-        files = folder / record.get("table", "correlations.csv"), folder / "curve.csv"
-        found = [pd.read_csv(file) if file.is_file() else None for file in files]
-    return Job(_number(folder), asked_for, record, *found)
-
-
-def _number(folder: Path) -> int:
-    said = folder / ".hydra" / "hydra.yaml"
-    number = yaml.safe_load(said.read_text())["hydra"]["job"]["num"] if said.is_file() else None
-    return number if isinstance(number, int) else int(folder.name)
-
-
-def _newer(file: Path, than: Path) -> bool:
-    return file.is_file() and (not than.is_file() or file.stat().st_mtime_ns >= than.stat().st_mtime_ns)
 
 
 # ---------------------------------------------------------------------------------------------------------------- joining
