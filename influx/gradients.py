@@ -7,8 +7,9 @@ products of gradients need no gradient at all:
 
     ⟨δ₁ h₁ᵀ, δ₂ h₂ᵀ⟩ = (δ₁·δ₂)(h₁·h₂).
 
-Affine batch normalisation in evaluation mode has its own form; a module with parameters anywhere else falls back to `vmap(grad)`, several
-times slower. Which of them applies is decided by comparing with autograd on two rows, never guessed from the module's looks alone.
+Affine group normalisation, and batch normalisation in evaluation mode, have a form of their own; a module with parameters anywhere else
+falls back to `vmap(grad)`, several times slower. Which of them applies is decided by comparing with autograd on two rows, never guessed
+from the module's looks alone.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from torch.func import functional_call
 State = dict[str, Tensor]
 Value = Callable[[Tensor, Tensor], Tensor]  # outputs [rows, out], targets [rows] -> [rows]
 
-NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
+NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.GroupNorm)
 
 
 @dataclass(frozen=True)
@@ -163,7 +164,8 @@ def _kind(part: nn.Module) -> str | None:
         return "linear"
     if type(part) is nn.Conv2d and part.groups == 1 and part.padding_mode == "zeros" and not isinstance(part.padding, str):
         return "conv"
-    return "norm" if type(part) in NORMS and not part.training and part.affine else None  # type: ignore[union-attr]
+    fixed = type(part) is nn.GroupNorm or not part.training  # batch statistics are no function of one row
+    return "norm" if type(part) in NORMS and fixed and part.affine else None  # type: ignore[union-attr]
 
 
 @torch.enable_grad()
@@ -208,11 +210,18 @@ def _inputs(part: nn.Module, layer: Layer, given: Tensor, state: State) -> Float
     if isinstance(part, nn.Linear):
         h = given.reshape(len(given), -1, given.shape[-1])
     else:
-        bare = nn.functional.batch_norm(given, state[f"{layer.name}.running_mean"], state[f"{layer.name}.running_var"], eps=part.eps)  # type: ignore[arg-type]
+        bare = _normalised(part, layer, given, state)
         return bare.flatten(2).transpose(1, 2) if bare.dim() > 2 else bare.unsqueeze(1)
     ones = h.new_ones(*h.shape[:2], 1)
     parts = [h] * (layer.weight is not None) + [ones] * (layer.bias is not None)
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
+
+
+def _normalised(part: nn.Module, layer: Layer, given: Tensor, state: State) -> Tensor:
+    """What a normalisation scales and shifts."""
+    if isinstance(part, nn.GroupNorm):
+        return nn.functional.group_norm(given, part.num_groups, eps=part.eps)
+    return nn.functional.batch_norm(given, state[f"{layer.name}.running_mean"], state[f"{layer.name}.running_var"], eps=part.eps)  # type: ignore[arg-type]
 
 
 def _patches(part: nn.Conv2d, layer: Layer, given: Float[Tensor, "rows channels height width"]) -> Float[Tensor, "rows places in"]:

@@ -148,6 +148,8 @@ RULES: dict[str, Rule] = {
     "model.heads": whole(1),
     "model.vocabulary": whole(2),
     "model.head": choice("linear", "published"),
+    "model.growth": whole(1),
+    "model.norm": choice("group", "batch"),
     "training.lr": number(above=0),
     "training.epochs": whole(1),
     "training.batch_size": whole(1).or_null(),

@@ -40,7 +40,7 @@ SHOWN_WARNINGS = 3  # of one stage on the screen; the record has them all
 LIBRARIES = ("influx", "torch", "torchvision", "numpy", "scipy", "scikit-learn", "pandas", "hydra-core")
 
 AFTERWARDS = (  # make no run's numbers
-    "studies", "report", "cli.py", "app.py", "launching.py", "sweeps.py", "storekeeping.py", "pipelines/reproduce.py",
+    "studies", "report", "cli.py", "app.py", "launching.py", "sweeps.py", "sweep_scores.py", "storekeeping.py", "pipelines/reproduce.py",
 )  # fmt: skip
 
 

@@ -26,7 +26,7 @@ RUN = ("task=mislabeled", *NOISY)
 
 def seeds(folder: Path) -> pd.Series:
     """detection_seeds.csv by seed, score and statistic."""
-    return pd.read_csv(folder / "detection_seeds.csv").set_index(["seed", "score", "statistic"])["value"]
+    return pd.read_csv(folder / "detection_seeds.csv").set_index(["seed", "score", "statistic"])["value"].sort_index()
 
 
 def wrong_of(folder: Path) -> np.ndarray:
@@ -106,7 +106,7 @@ def test_the_table_is_the_mean_over_seeds(ran: Ran) -> None:
     table = pd.read_csv(ran.folder / "detection.csv").set_index(["score", "statistic"])
     assert set(each.index.get_level_values("seed")) == {0, 1, 2}
     assert table.index.get_level_values("score").unique().tolist() == ["cg", "loss", "gradient_norm", "random", "nearest"]
-    pd.testing.assert_series_equal(table["value"], each.groupby(["score", "statistic"], sort=False).mean(), rtol=1e-12)
+    pd.testing.assert_series_equal(table["value"].sort_index(), each.groupby(["score", "statistic"]).mean(), rtol=1e-12)
     paired = each[:, "cg", "roc_auc"] - each[:, "loss", "roc_auc"]
     half = 4.302653 * paired.std() / np.sqrt(3)
     row = table.loc["cg", "roc_auc_minus_loss"]
@@ -158,6 +158,8 @@ def test_the_self_score_is_the_self_influence(tmp_path: Path) -> None:
     np.testing.assert_allclose(np.diagonal(influence), by_method, rtol=1e-6)  # CG's residual on one side
     assert seeds(made.folder)[0, "exact", "roc_auc"] == pytest.approx(seeds(own.folder)[0, "self_influence", "roc_auc"])
     assert seeds(made.folder)[0, "exact", "roc_auc"] > 0.8
+    accuracies = [json.loads((one.folder / "run.json").read_text())["facts"]["test_accuracy"] for one in (made, own)]
+    assert accuracies[0] == accuracies[1]  # of the test part, although influence is read out on the training part
 
 
 def test_settings_that_a_task_does_not_use_are_named(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from influx.models import Model, build
 from influx.models.all_conv import AllConv
 from influx.models.base import Shape, last_layer
 from influx.models.conv_stack import ConvStack
+from influx.models.densenet import DenseNet
 from influx.models.lenet import LeNet
 from influx.models.linear import Linear
 from influx.models.logistic import Logistic
@@ -47,6 +48,7 @@ SIZES = {
     "conv_stack, 3 blocks of 1": (ConvStack(3, 1, 4, 9), COLOUR, 28 * 4 + 37 * 8 + 73 * 16 + (16 * 16 + 1) * 9 + 100),
     "mlp with dropout": (Mlp(depth=2, width=16, dropout=0.5), TABULAR, 14 * 16 + 17 * 16 + 17 * 3),
     "resnet18": (ResNet18(), COLOUR, 11_173_962),  # torchvision's 11,689,512, less the stem's 7x7 and the 1000-class head
+    "densenet": (DenseNet(), COLOUR, 176_122),  # torchvision's blocks with a stem of 3 x 3 (test_densenet.py)
     "vgg11": (Vgg(layers=11), COLOUR, 9_220_480 + 5_130),
     "vgg13": (Vgg(layers=13), COLOUR, 9_404_992 + 5_130),
     "vgg11 with batch norm": (Vgg(layers=11, batch_norm=True), COLOUR, 9_220_480 + 5_130 + 2 * 2_752),

@@ -185,7 +185,7 @@ def test_what_an_earlier_sweep_left_is_not_counted(tmp_path: Path) -> None:
     (tmp_path / "multirun.yaml").write_text("")
     os.utime(tmp_path / "multirun.yaml", (2000, 2000))
     (found,) = sweeps.read(tmp_path)
-    assert (found.number, found.correlations) == (0, None)
+    assert (found.number, found.table) == (0, None)
     assert "no run.json" in found.status
 
 

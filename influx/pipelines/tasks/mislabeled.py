@@ -120,7 +120,7 @@ class Mislabeled(Task):
         if self.score == "self" and isinstance(estimator, OnItself):
             trained, influence = _on_itself(session, estimator, first=first)
         elif first:
-            made = estimate(read, estimator)
+            made = estimate(read, estimator, experiment)
             trained, influence = made.trained, made.influence
         else:
             with folder.stage(f"seed {session.seed}"):
