@@ -77,7 +77,7 @@ def test_the_command_comes_first(run_influx: Run, tmp_path: Path, arguments: tup
 @pytest.mark.parametrize("command", TINY)
 def test_help_of_a_command_lists_groups_options_and_keys(run_influx: Run, tmp_path: Path, command: str) -> None:
     said = run_influx(command, "--help", cwd=tmp_path).out
-    assert re.search(r"^dataset: breast_cancer, .*digits.*iris", said, re.MULTILINE)
+    assert re.search(r"^dataset: bbc_news, breast_cancer, .*digits.*iris", said, re.MULTILINE)
     assert f"\nmethod: {', '.join(METHODS)}\n" in said
     assert re.search(r"^  train_size: null$", said, re.MULTILINE)
     assert f"influx {command} --cfg job" in said
