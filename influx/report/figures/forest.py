@@ -50,7 +50,7 @@ class Forest(Figure):
         shown = [{**row, "levels": self._known(points, row)} for row in self.rows]
         heights = [HEIGHT * len(row["arms"]) + 1.1 for row in shown]
         figure = new_figure(max(7.0, 2.2 + 1.9 * max(len(row["levels"]) for row in shown)), sum(heights) + 0.4)
-        bands = np.atleast_1d(figure.subfigures(len(shown), 1, height_ratios=heights))
+        bands = figure.subfigures(len(shown), 1, squeeze=False, height_ratios=heights)[:, 0]
         for band, row in zip(bands, shown, strict=True):
             axes = band.subplots(1, max(1, len(row["levels"])), sharex=True, sharey=True, squeeze=False)[0]
             for ax, (level, name) in zip(axes, row["levels"].items(), strict=False):
