@@ -16,7 +16,7 @@ from influx.report.figures.base import Figure
 from influx.report.plots import BLUE, GREY, VERMILLION, new_figure
 
 KEYS = ("statistic", "label", "levels", "arms", "lines", "span")
-DASHES: tuple[Any, ...] = ("--", ":", "-.", (0, (5, 1, 1, 1)))
+DASHES: tuple[Any, ...] = ("--", ":", "-.", "-")
 HEIGHT = 0.26  # inches an arm
 
 
