@@ -209,7 +209,7 @@ def test_an_experiment_changes_what_its_file_says_and_the_line_has_the_last_word
     ran = run_influx("validate", "experiment=iris_last_layer", "model.width=7", "--cfg", "job", cwd=tmp_path)
     config = yaml.safe_load(ran.out)
     assert config["dataset"]["_target_"] == "influx.datasets.iris.Iris"
-    assert config["model"] == {"_target_": "influx.models.mlp.Mlp", "depth": 1, "width": 7, "activation": "selu"}
+    assert config["model"] == {"_target_": "influx.models.mlp.Mlp", "depth": 1, "width": 7, "activation": "selu", "dropout": 0.0}
     assert config["method"]["params"] == config["retraining"]["trainable"] == "last_layer"
 
 
