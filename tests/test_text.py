@@ -12,6 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import yaml
@@ -40,6 +41,9 @@ from influx.pipelines import exhibits
 from influx.pipelines.session import load
 from influx.pipelines.tasks.suspicion import suspects
 from influx.store import Store
+from influx.studies.claims import REPRODUCED
+from influx.studies.results import over_seeds
+from influx.studies.study import Study
 from influx.training.first_order import Adam, Sgd
 
 CONF = Path(__file__).parents[1] / "conf"
@@ -372,6 +376,60 @@ def test_inputs_that_are_no_texts_are_refused() -> None:
         load({"_target_": "influx.datasets.iris.Iris"}, TINY, torch.float32, torch.device("cpu"))
 
 
+# -------------------------------------------------------------------------------------------------------------- the study
+
+IDEAL = {
+    "accuracy_own_mask": 1.0, "accuracy_flipped_mask": 0.6, "test_accuracy": 0.9, "test_accuracy_without_mask": 0.9, "roc_auc": 0.95,
+    "loss: roc_auc": 0.85, "wrong_labels_by_loss": 0.9, "label_from_mask_alone": 0.2, "label_by_chance": 0.2,
+}  # fmt: skip
+
+
+def text_study() -> Study:
+    return Study.read("turnover_text", yaml.safe_load((CONF / "study" / "turnover_text.yaml").read_text()))
+
+
+def results(arm: str = "", **changed: float) -> pd.DataFrame:
+    """Every job's statistics, nearly the same for all seeds; in one arm some are others."""
+    rows = []
+    for job in text_study().jobs("quick"):
+        values = IDEAL | (changed if job.arm == arm else {})
+        level = str(job.point["dataset.label_noise"])
+        rows += [
+            {"arm": job.arm, "dataset.label_noise": level, "seed": job.seed, "statistic": name, "value": value + job.seed * 1e-4}
+            for name, value in values.items()
+        ]
+    return pd.DataFrame(rows)
+
+
+def verdicts(table: pd.DataFrame) -> dict[str, str]:
+    return {claim.claim: claim.judge(table, 5)[0]["verdict"] for claim in text_study().claims}
+
+
 def test_the_study_asks_for_what_the_extra_installs() -> None:
-    node = yaml.safe_load((CONF / "study" / "turnover_text.yaml").read_text())
-    assert node["needs"] == {"extra": "text", "modules": list(PACKAGES)}
+    study = text_study()
+    assert (study.needs.extra, set(study.needs.modules)) == ("text", set(PACKAGES))
+    pooler = [job for job in study.jobs("quick") if job.arm == "pooler"]
+    assert {job.point["dataset.label_noise"] for job in pooler} == {0.1}
+
+
+@pytest.mark.parametrize(
+    ("arm", "changed", "failed"),
+    [
+        ("", {}, set()),
+        ("all", {"accuracy_flipped_mask": 0.9}, {"T1t", "T1u"}),
+        ("all", {"test_accuracy_without_mask": 0.86}, {"T3t"}),
+        ("all", {"roc_auc": 0.88}, {"T4t", "T4v"}),
+        ("all", {"roc_auc": 0.8}, {"T4t", "T4u", "T4v"}),
+        ("all", {"label_from_mask_alone": 0.3}, {"T7t"}),
+        ("pooler", {"label_from_mask_alone": 0.3}, {"T7u"}),
+    ],
+)
+def test_the_studys_claims_judge_what_they_say(arm: str, changed: dict[str, float], failed: set[str]) -> None:
+    found = verdicts(results(arm, **changed))
+    assert {claim for claim, verdict in found.items() if verdict != REPRODUCED} == failed
+
+
+def test_the_studys_figure_is_drawn(tmp_path: Path) -> None:
+    table, study = results(), text_study()
+    study.figure.save(over_seeds(table), table, {name: arm.label for name, arm in study.arms.items()}, tmp_path / "figure.png")
+    assert (tmp_path / "figure.png").stat().st_size > 10_000
