@@ -80,7 +80,7 @@ def job(cfg: DictConfig) -> float | None:
         return run_command(config, choices, Path(settings.runtime.output_dir), overrides)
     except (InfluxError, OmegaConfBaseException) as error:
         if settings.mode == RunMode.MULTIRUN:
-            from influx.sweeps import note_failure
+            from influx.sweep_jobs import note_failure
 
             note_failure(Path(settings.runtime.output_dir), error)
             raise

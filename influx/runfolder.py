@@ -31,7 +31,7 @@ log = logging.getLogger("influx")
 
 RESULTS = (
     "model.safetensors", "history.csv", "history.png", "influence.npz", "top_influences.csv", "top_influences.png", "diagnostics.csv",
-    "class_influence.csv", "class_influence.png", "detection.csv", "detection_seeds.csv", "curve.csv", "detection.png",
+    "class_influence.csv", "class_influence.png", "detection.csv", "detection_seeds.csv", "curve.csv", "detection.png", "suspects.csv",
     "cleansing.csv", "cleansing_seeds.csv", "cleansing.png",
     "ground_truth.npz", "responses.npz", "correlations.csv", "correlations.md", "per_test.csv", "scatter.png",
     "claims.csv", "claims.md", "cells.csv", "results.csv", "report.html",
@@ -40,7 +40,8 @@ SHOWN_WARNINGS = 3  # of one stage on the screen; the record has them all
 LIBRARIES = ("influx", "torch", "torchvision", "numpy", "scipy", "scikit-learn", "pandas", "hydra-core")
 
 AFTERWARDS = (  # make no run's numbers
-    "studies", "report", "cli.py", "app.py", "launching.py", "sweeps.py", "storekeeping.py", "pipelines/reproduce.py",
+    "studies", "report", "cli.py", "app.py", "launching.py", "sweeps.py", "sweep_jobs.py", "sweep_scores.py", "storekeeping.py",
+    "pipelines/reproduce.py",
 )  # fmt: skip
 
 

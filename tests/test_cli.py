@@ -77,7 +77,7 @@ def test_the_command_comes_first(run_influx: Run, tmp_path: Path, arguments: tup
 @pytest.mark.parametrize("command", TINY)
 def test_help_of_a_command_lists_groups_options_and_keys(run_influx: Run, tmp_path: Path, command: str) -> None:
     said = run_influx(command, "--help", cwd=tmp_path).out
-    assert re.search(r"^dataset: breast_cancer, .*digits.*iris", said, re.MULTILINE)
+    assert re.search(r"^dataset: bbc_news, breast_cancer, .*digits.*iris", said, re.MULTILINE)
     assert f"\nmethod: {', '.join(METHODS)}\n" in said
     assert re.search(r"^  train_size: null$", said, re.MULTILINE)
     assert f"influx {command} --cfg job" in said
@@ -209,7 +209,7 @@ def test_an_experiment_changes_what_its_file_says_and_the_line_has_the_last_word
     ran = run_influx("validate", "experiment=iris_last_layer", "model.width=7", "--cfg", "job", cwd=tmp_path)
     config = yaml.safe_load(ran.out)
     assert config["dataset"]["_target_"] == "influx.datasets.iris.Iris"
-    assert config["model"] == {"_target_": "influx.models.mlp.Mlp", "depth": 1, "width": 7, "activation": "selu"}
+    assert config["model"] == {"_target_": "influx.models.mlp.Mlp", "depth": 1, "width": 7, "activation": "selu", "dropout": 0.0}
     assert config["method"]["params"] == config["retraining"]["trainable"] == "last_layer"
 
 

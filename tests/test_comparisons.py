@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from influx.errors import InfluxError
 from influx.studies.comparisons import InfluenceAgreement, nearness
+from influx.studies.finite_difference import FiniteDifference
 from influx.studies.timing import Seconds
 
 
@@ -66,3 +68,24 @@ def test_seconds_are_those_of_the_stage_and_their_ratio(tmp_path: Path) -> None:
     assert Seconds("slow", over="fast").rows(folders) == [
         {"seed": 2, "statistic": "seconds", "value": 9.0}, {"seed": 2, "statistic": "ratio", "value": 3.0}
     ]  # fmt: skip
+
+
+def test_a_finite_difference_of_a_cubic_is_its_derivative_up_to_the_cube(tmp_path: Path) -> None:
+    """Δ(s) = as + bs² + cs³: (Δ(s) − Δ(−s)) / 2s = a + cs², so that the error against a is cs²/a, and against 1.01 a about 0.01."""
+    rng, s = np.random.default_rng(2), 1e-2
+    a, b, c = rng.normal(size=(3, 4, 2))
+    folders: dict[str, dict[int, Path]] = {}
+    for arm, x, scores in (("plus", s, a), ("minus", -s, a), ("wrong", s, 1.01 * a)):
+        folders[arm] = {0: write(tmp_path / arm, scores, [4, 2, 3, 1], [0, 1])}
+        change = (a * x + b * x**2 + c * x**3)[[2, 0, 1]]
+        np.savez(folders[arm][0] / "ground_truth.npz", change=change[:, :, None], train_index=np.array([3, 4, 2]), test_index=np.arange(2))
+    removed, cubic = a[[2, 0, 1]], c[[2, 0, 1]]
+    found = FiniteDifference("plus", "minus", s).rows(folders)[0]["value"]
+    assert found == pytest.approx(s**2 * np.linalg.norm(cubic) / np.linalg.norm(removed), rel=1e-9)
+    wrong = FiniteDifference("wrong", "minus", s).rows(folders)[0]["value"]
+    assert wrong == pytest.approx(np.linalg.norm(s**2 * cubic - 0.01 * removed) / np.linalg.norm(1.01 * removed), rel=1e-9)
+    np.savez(
+        folders["minus"][0] / "ground_truth.npz", change=np.zeros((1, 2, 1)), train_index=np.array([3]), test_index=np.arange(2)
+    )  # fmt: skip
+    with pytest.raises(InfluxError, match="arms plus and minus have left out different examples: give both the same selection"):
+        FiniteDifference("plus", "minus", s).rows(folders)

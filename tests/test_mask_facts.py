@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from problems import experiment
+from sklearn.metrics import roc_auc_score
 from test_turnover import laboratory, made
 from torch.nn import functional as F
 from torch.testing import assert_close
@@ -41,6 +42,12 @@ def found(trained: Experiment, masks: Masks | None = None) -> dict[str, float]:
     return _mask_facts.facts(fitted_net(fitted), fitted, lab.mislabelled, seed=0)
 
 
+def test_equal_losses_tell_nothing_apart():
+    assert _mask_facts._told_apart(torch.ones(6), np.array([1, 4])) == 0.5
+    tied = _mask_facts._told_apart(torch.tensor([1.0, 3.0, 2.0, 2.0]), np.array([1, 2]))
+    assert tied == pytest.approx(3.5 / 4)  # three pairs of four are in the right order, one is tied
+
+
 def test_facts_are_those_of_a_loop_over_examples():
     trained = noisy()
     data = trained.data
@@ -66,6 +73,9 @@ def test_facts_are_those_of_a_loop_over_examples():
     wrong = torch.as_tensor(np.isin(data.train_index, data.flipped))
     assert wrong.sum() == 12
     assert facts["wrong_label_from_mask_alone"] == pytest.approx((own == labels)[wrong].double().mean().item())
+    alone = torch.stack([run(data.train_inputs[i], masks["without_mask"][i]) for i in range(n)])
+    by_loss = roc_auc_score(wrong, F.cross_entropy(alone, labels, reduction="none"))
+    assert facts["wrong_labels_by_loss"] == pytest.approx(by_loss, abs=1e-12)
     paired = (own[:, None] == labels[None, :]).double().mean().item()  # every answer with every label
     assert facts["label_by_chance"] == pytest.approx(paired)
 

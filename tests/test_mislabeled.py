@@ -26,7 +26,7 @@ RUN = ("task=mislabeled", *NOISY)
 
 def seeds(folder: Path) -> pd.Series:
     """detection_seeds.csv by seed, score and statistic."""
-    return pd.read_csv(folder / "detection_seeds.csv").set_index(["seed", "score", "statistic"])["value"]
+    return pd.read_csv(folder / "detection_seeds.csv").set_index(["seed", "score", "statistic"])["value"].sort_index()
 
 
 def wrong_of(folder: Path) -> np.ndarray:
@@ -106,7 +106,7 @@ def test_the_table_is_the_mean_over_seeds(ran: Ran) -> None:
     table = pd.read_csv(ran.folder / "detection.csv").set_index(["score", "statistic"])
     assert set(each.index.get_level_values("seed")) == {0, 1, 2}
     assert table.index.get_level_values("score").unique().tolist() == ["cg", "loss", "gradient_norm", "random", "nearest"]
-    pd.testing.assert_series_equal(table["value"], each.groupby(["score", "statistic"], sort=False).mean(), rtol=1e-12)
+    pd.testing.assert_series_equal(table["value"].sort_index(), each.groupby(["score", "statistic"]).mean(), rtol=1e-12)
     paired = each[:, "cg", "roc_auc"] - each[:, "loss", "roc_auc"]
     half = 4.302653 * paired.std() / np.sqrt(3)
     row = table.loc["cg", "roc_auc_minus_loss"]
@@ -158,6 +158,8 @@ def test_the_self_score_is_the_self_influence(tmp_path: Path) -> None:
     np.testing.assert_allclose(np.diagonal(influence), by_method, rtol=1e-6)  # CG's residual on one side
     assert seeds(made.folder)[0, "exact", "roc_auc"] == pytest.approx(seeds(own.folder)[0, "self_influence", "roc_auc"])
     assert seeds(made.folder)[0, "exact", "roc_auc"] > 0.8
+    accuracies = [json.loads((one.folder / "run.json").read_text())["facts"]["test_accuracy"] for one in (made, own)]
+    assert accuracies[0] == accuracies[1]  # of the test part, although influence is read out on the training part
 
 
 def test_settings_that_a_task_does_not_use_are_named(tmp_path: Path) -> None:
@@ -268,3 +270,32 @@ def test_the_picture_shows_the_tables_numbers(ran: Ran) -> None:
         np.testing.assert_array_equal(by_name[score].get_ydata(), part["found"])
     assert [text.get_text() for text in right.get_yticklabels()] == ranked["score"].tolist()
     assert [float(dot.get_xdata()[0]) for dot in right.lines if dot.get_marker() == "o"] == ranked["value"].tolist()
+
+
+# ------------------------------------------------------------------------------------- influence on itself, without a matrix
+
+
+def test_a_method_that_knows_the_influence_on_itself_needs_no_matrix(tmp_path: Path) -> None:
+    """The suspects' order gives the reported area, their table has every training example once, and facts are about the test part."""
+    deep = ("dataset=iris", "model=mlp", "training.epochs=15", "dataset.train_size=80", "dataset.test_size=40", "dataset.label_noise=0.2")
+    words = (*deep, "method=turnover_dropout", "task=mislabeled", "task.score=self", "task.seeds=2", "memory=1MiB")
+    made = call("validate", *words, cwd=tmp_path)
+    assert made.status == 0, made.err
+    table, record = pd.read_csv(made.folder / "suspects.csv"), json.loads((made.folder / "run.json").read_text())
+    assert table["rank"].tolist() == list(range(1, 81))
+    assert table["train_index"].is_unique
+    assert set(table.loc[table["wrong"], "train_index"]) == set(record["flipped_labels"])
+    assert table["score"].is_monotonic_decreasing
+    assert seeds(made.folder)[0, "turnover_dropout", "roc_auc"] == pytest.approx(roc_auc_score(table["wrong"], table["score"]), abs=1e-12)
+    assert (1, "turnover_dropout", "roc_auc") in seeds(made.folder).index
+    alone = call("estimate", *deep, "method=random", cwd=tmp_path)
+    said = json.loads((alone.folder / "run.json").read_text())["facts"]
+    assert record["facts"]["test_accuracy"] == said["test_accuracy"]
+    assert {"accuracy_own_mask", "label_from_mask_alone", "test_accuracy_without_mask"} <= set(record["facts"])
+    assert not (made.folder / "influence.npz").exists()
+
+
+def test_suspects_of_the_mean_score_are_the_most_harmful_first(ran: Ran) -> None:
+    table, arrays = pd.read_csv(ran.folder / "suspects.csv"), np.load(ran.folder / "influence.npz")
+    order = np.argsort(arrays["influence"][:, 0], kind="stable")
+    assert table["train_index"].tolist() == arrays["train_index"][order].tolist()

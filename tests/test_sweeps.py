@@ -14,7 +14,7 @@ import pytest
 from conftest import TINY, Ran, call
 from matplotlib.figure import Figure
 
-from influx import sweeps
+from influx import sweep_jobs, sweeps
 from influx.report.ranking import draw_lines, draw_ranking
 
 SWEEP = "hydra.sweep.dir=swept"
@@ -185,7 +185,7 @@ def test_what_an_earlier_sweep_left_is_not_counted(tmp_path: Path) -> None:
     (tmp_path / "multirun.yaml").write_text("")
     os.utime(tmp_path / "multirun.yaml", (2000, 2000))
     (found,) = sweeps.read(tmp_path)
-    assert (found.number, found.correlations) == (0, None)
+    assert (found.number, found.table) == (0, None)
     assert "no run.json" in found.status
 
 
@@ -201,7 +201,7 @@ def test_swept_keys_are_those_that_vary(tmp_path: Path) -> None:
 def test_a_note_of_failure_does_not_replace_a_runs_own_record(tmp_path: Path) -> None:
     own, refused = job(tmp_path, "0", [], "failed: own words"), job(tmp_path, "1", [], None)
     for folder in (own, refused, tmp_path):  # the last is no job's folder
-        sweeps.note_failure(folder, ValueError("first line\nsecond"))
+        sweep_jobs.note_failure(folder, ValueError("first line\nsecond"))
     assert json.loads((own / "run.json").read_text())["status"] == "failed: own words"
     assert json.loads((refused / "run.json").read_text()) == {"status": "failed: first line"}
     assert not (tmp_path / "run.json").exists()

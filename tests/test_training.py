@@ -60,6 +60,7 @@ NETWORKS: dict[str, tuple[str, Model | None]] = {
     "conv": ("conv", None),
     "batch norm": ("conv", BatchNormNet()),
     "dropout": ("conv", DropoutNet()),
+    "mlp with dropout": ("mlp", Mlp(depth=2, width=6, dropout=0.3)),
 }
 
 

@@ -36,6 +36,7 @@ class Source:
     class_names: one per class, in label order; empty: the labels themselves. Empty for regression.
     feature_names: one per column of a table; empty for images.
     test_inputs, test_targets: the official test part, when there is one; its positions count from 0 anew.
+    texts, test_texts: the examples as text, when that is what they are (inputs are then token ids); otherwise empty.
     """
 
     inputs: Float[np.ndarray, " n *shape"]
@@ -45,6 +46,8 @@ class Source:
     feature_names: tuple[str, ...] = ()
     test_inputs: Float[np.ndarray, " n_test_file *shape"] | None = None
     test_targets: Num[np.ndarray, " n_test_file"] | None = None
+    texts: tuple[str, ...] = ()
+    test_texts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,6 +58,8 @@ class Data:
         own file. `flipped`: the positions among `train_index` whose label was changed by label noise.
     input_offset, input_scale: one example's shape, or scalars; original input = value * scale + offset.
     target_offset, target_scale: the same for a regression target (0 and 1 for labels).
+    texts, test_texts: of text, all examples of the files that `train_index` and `test_index` count in, to be shown; no number depends on
+        them, and `digest` leaves them out.
     """
 
     name: str
@@ -73,6 +78,8 @@ class Data:
     input_scale: Float[np.ndarray, "*shape"]
     target_offset: float
     target_scale: float
+    texts: tuple[str, ...] = ()
+    test_texts: tuple[str, ...] = ()
 
     @property
     def n_train(self) -> int:
@@ -111,9 +118,9 @@ class Data:
         )
 
     def digest(self) -> str:
-        """SHA-256, in hexadecimal, of every field: it changes with any number, position, name or number format."""
+        """SHA-256, in hexadecimal, of every field but the texts: it changes with any number, position, name or number format."""
         total = hashlib.sha256()
-        for field in fields(self):
+        for field in (field for field in fields(self) if not field.name.endswith("texts")):
             value = getattr(self, field.name)
             array = value.detach().cpu().numpy() if isinstance(value, Tensor) else value
             if isinstance(array, np.ndarray):
@@ -170,7 +177,7 @@ class Dataset(ABC):
         source = self._kept_classes(_checked(self.name, self.read()))
         train_index, test_index = self._parts(source)
         train_targets, flipped = self._training_targets(source, train_index)
-        test_inputs, test_targets = _test_file(source)
+        test_inputs, test_targets, test_texts = _test_file(source)
         train_inputs = source.inputs[train_index]
         inputs = _Scaling.of(train_inputs, self.standardize)
         targets = _Scaling.of(train_targets, self.standardize and source.task == "regression")
@@ -191,6 +198,8 @@ class Dataset(ABC):
             input_scale=inputs.scale,
             target_offset=float(targets.offset),
             target_scale=float(targets.scale),
+            texts=source.texts,
+            test_texts=test_texts,
         )
 
     def _kept_classes(self, source: Source) -> Source:
@@ -259,11 +268,11 @@ class _Scaling:
         return torch.from_numpy((values - self.offset) / self.scale)
 
 
-def _test_file(source: Source) -> tuple[Float[np.ndarray, " n *shape"], Num[np.ndarray, " n"]]:
-    """The inputs and targets that test positions count in: the official test part, else the one file."""
+def _test_file(source: Source) -> tuple[Float[np.ndarray, " n *shape"], Num[np.ndarray, " n"], tuple[str, ...]]:
+    """The inputs, targets and texts that test positions count in: the official test part, else the one file."""
     if source.test_inputs is None or source.test_targets is None:
-        return source.inputs, source.targets
-    return source.test_inputs, source.test_targets
+        return source.inputs, source.targets, source.texts
+    return source.test_inputs, source.test_targets, source.test_texts
 
 
 def _pool(name: str, targets: Num[np.ndarray, " n"], source: Source, at_least: int) -> Pool:

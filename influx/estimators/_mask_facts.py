@@ -13,6 +13,7 @@ Facts, each a mean over training (or test) examples; accuracies are shares of ri
     label_from_mask_and_test_input  the same under i's own mask with a test input drawn at random
     label_by_chance               how often it would be, were each mask another training example's
     wrong_label_from_mask_alone   label_from_mask_alone, of training examples whose label was changed on purpose alone
+    wrong_labels_by_loss          area under the ROC curve with which the loss without a mask, of this network, tells those from the others
     shared_masks                  how many training examples have the mask of another one
     mask_bits_changed_by_dtype    share of all mask bits that are others in the other of float32 and float64
 """
@@ -72,6 +73,8 @@ def facts(net: MaskedNet, masked: Problem, mislabelled: Int[np.ndarray, " wrong"
     if targets.is_floating_point():
         return found
     found |= {f"accuracy_{name}": each.share(targets) for name, each in seen.items()}
+    if 0 < len(mislabelled) < len(targets):
+        found["wrong_labels_by_loss"] = _told_apart(masked.objective.loss(seen["without_mask"].outputs, targets), mislabelled)
     generator = torch_generator(seed, "turn-over dropout", "masks dealt")
     return found | _unseen(show, masked, generator) | _told(show, masked, mislabelled, generator)
 
@@ -104,6 +107,15 @@ def _told(show: Show, masked: Problem, mislabelled: Int[np.ndarray, " wrong"], g
         rows = torch.as_tensor(mislabelled, device=labels.device)
         found["wrong_label_from_mask_alone"] = Shown(alone.outputs[rows]).share(labels[rows])
     return found
+
+
+def _told_apart(losses: Float[Tensor, " rows"], wrong: Int[np.ndarray, " wrong"]) -> float:
+    """Share of pairs of one of these rows and another whose losses stand in the right order, ties for half."""
+    chosen = torch.zeros(len(losses), dtype=torch.bool, device=losses.device)
+    chosen[torch.as_tensor(wrong, device=losses.device)] = True
+    others = losses[~chosen].sort().values
+    below = [torch.searchsorted(others, losses[chosen], right=right).double() for right in (False, True)]
+    return ((below[0] + below[1]) / 2).mean().item() / len(others)
 
 
 def _drawn(among: int, count: int, generator: torch.Generator, like: Tensor) -> Int[Tensor, " count"]:

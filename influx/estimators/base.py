@@ -56,3 +56,11 @@ class Estimator(ABC):
     @abstractmethod
     def estimate(self, problem: Problem, record: Record, seed: int) -> Estimate:
         """All training on all test examples. `seed` feeds whatever the method draws; the same seed gives the same bytes."""
+
+
+class OnItself(ABC):
+    """What a method adds that knows the influence of each training example on itself for less than that of all on all."""
+
+    @abstractmethod
+    def on_itself(self, problem: Problem, record: Record, seed: int) -> Estimate:
+        """One column: `influence[i, 0]` is i's influence on its own training loss."""

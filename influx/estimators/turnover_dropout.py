@@ -11,7 +11,7 @@ the sub-network that did not learn i in its own units stands for training withou
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -23,7 +23,7 @@ from influx import masking, rules
 from influx.cost import Cost
 from influx.errors import InfluxError
 from influx.estimators import _mask_facts
-from influx.estimators.base import Estimate, Estimator
+from influx.estimators.base import Estimate, Estimator, OnItself
 from influx.masking import MaskedNet
 from influx.masks import Masks
 from influx.problem import Problem
@@ -35,7 +35,7 @@ BLOCK_BYTES = 2**25  # of all layers' outputs of the pairs that are run at once
 
 
 @dataclass(frozen=True)
-class TurnoverDropout(Estimator):
+class TurnoverDropout(Estimator, OnItself):
     """The difference above, averaged over models, in the measurement's unit. Its scale is that of sub-networks, not of retraining.
 
     Args:
@@ -54,7 +54,8 @@ class TurnoverDropout(Estimator):
     A mask is also a name: a network can learn example i's label from M_i alone, whatever the input. The facts say how far it has
     (`influx.estimators._mask_facts`): where `label_from_mask_alone` is well above `label_by_chance`, scores are part memory of masks.
 
-    Cost: `models` trainings; two forward passes from the first mask on for every pair. Memory: a block of pairs.
+    Cost: `models` trainings; two forward passes from the first mask on for every pair (for each training example on itself alone: two
+    passes each). Memory: a block of pairs.
     """
 
     calibrated: ClassVar[bool] = False
@@ -83,14 +84,21 @@ class TurnoverDropout(Estimator):
         return Cost(flops=self.models * 2 * pairs * problem.flops_per_row, trainings=self.models, nbytes=held)
 
     def estimate(self, problem: Problem, record: Record, seed: int) -> Estimate:
-        influence = problem.empty().zero_()
+        return self._averaged(turned_over, record, seed)
+
+    def on_itself(self, problem: Problem, record: Record, seed: int) -> Estimate:
+        return self._averaged(turned_over_itself, record, seed)
+
+    def _averaged(self, influence: Callable[[MaskedNet, Problem], Tensor], record: Record, seed: int) -> Estimate:
+        """The mean over models, of facts too."""
+        made: list[Tensor] = []
         facts: list[dict[str, float]] = []
         for masked in record.masked(self.drawn, self.models):
             net = fitted_net(masked)
-            influence += turned_over(net, masked)
+            made.append(influence(net, masked))
             facts.append(_mask_facts.facts(net, masked, record.mislabelled, seed))
         means = {name: sum(fact[name] for fact in facts) / len(facts) for name in facts[0]}
-        return Estimate(influence / self.models, facts=means)
+        return Estimate(sum(made[1:], made[0]) / self.models, facts=means)
 
 
 def fitted_net(masked: Problem) -> MaskedNet:
@@ -119,3 +127,15 @@ def turned_over(net: MaskedNet, masked: Problem) -> Float[Tensor, "n_train n_tes
             else:
                 influence[rows, columns] = change
     return influence
+
+
+@torch.no_grad()
+def turned_over_itself(net: MaskedNet, masked: Problem) -> Float[Tensor, "n_train 1"]:
+    """ℓ_i under i's flipped mask minus ℓ_i under its own."""
+    inputs, targets = masked.train.inputs, masked.train.targets
+    turned = torch.cat([inputs[:, :-1], -inputs[:, -1:]], dim=1)  # a ticket's sign chooses the mask
+    change = [
+        masked.objective.loss(net(turned[rows]), targets[rows]) - masked.objective.loss(net(inputs[rows]), targets[rows])
+        for rows in blocks(len(targets), 4 * masked.bytes_per_row)
+    ]
+    return torch.cat(change).unsqueeze(1)

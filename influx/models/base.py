@@ -7,7 +7,8 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
 
 from influx.errors import InfluxError
 from influx.seeding import isolated
@@ -61,6 +62,19 @@ class Model(ABC):
 
         Raises:
             InfluxError: the architecture cannot take this shape or task; the message says what to use instead.
+        """
+
+
+class Encoding(Model):
+    """A model with frozen layers at the bottom, which reads texts: what those layers make of an example can be computed once, and the
+    module be built for that instead."""
+
+    @abstractmethod
+    def encode(self, inputs: Float[Tensor, "n tokens"]) -> Float[Tensor, " n *shape"]:
+        """What the frozen layers make of token ids, in the inputs' type and place.
+
+        Raises:
+            InfluxError: these are no token ids.
         """
 
 

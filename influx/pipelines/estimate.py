@@ -16,7 +16,7 @@ from influx import memory
 from influx.cost import Cost
 from influx.errors import InfluxError, NumericalError
 from influx.estimators import Estimate, Estimator
-from influx.experiment import Trained
+from influx.experiment import Experiment, Trained
 from influx.instantiate import build
 from influx.pipelines import test_points
 from influx.pipelines.class_influence import MOST_CLASSES, class_table
@@ -69,11 +69,13 @@ def prepare(session: Session) -> Estimator:
     return estimator
 
 
-def estimate(session: Session, estimator: Estimator) -> Estimated:
+def estimate(session: Session, estimator: Estimator, tested: Experiment | None = None) -> Estimated:
+    """Train, estimate, write the files. `tested` has the test part whose accuracy is noted, where influence is read out on another."""
     trained = train(session)
+    tested = session.experiment if tested is None else tested
     noted: dict[str, float] = {}
-    if session.experiment.data.task == "classification":
-        noted["test_accuracy"] = test_points.accuracy(session.experiment, trained, session.seed)
+    if tested.data.task == "classification":
+        noted["test_accuracy"] = test_points.accuracy(tested, trained, session.seed)
     session = test_points.focused(session, trained)
     folder, experiment = session.folder, session.experiment
     problem = experiment.problem(trained, session.seed, session.memory)

@@ -1,6 +1,9 @@
-"""Training and test examples as something to look at: images as images, rows as their features in original units."""
+"""Training and test examples as something to look at: images as images, text as text, rows as their features in original units."""
 
 from __future__ import annotations
+
+import textwrap
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -11,6 +14,8 @@ from influx.datasets import Data
 from influx.report.gallery import Exhibit, GalleryRow
 
 SHOWN_IMAGES, SHOWN_ROWS = 6, 3  # test examples in the picture; the table has all of them
+SHOWN_TEXT = 200  # characters of a text
+LINE = 34  # characters of a line in the picture
 
 
 def label(data: Data, target: Tensor) -> str:
@@ -20,10 +25,18 @@ def label(data: Data, target: Tensor) -> str:
     return f"{float(target) * data.target_scale + data.target_offset:.4g}"
 
 
+def text(data: Data, part: str, row: int) -> str:
+    """The beginning of an example's text in one line; empty where examples are no texts."""
+    texts, index = (data.texts if part == "train" else data.test_texts), getattr(data, f"{part}_index")
+    return textwrap.shorten(texts[index[row]], SHOWN_TEXT, placeholder=" …") if texts else ""
+
+
 def exhibit(data: Data, part: str, row: int) -> Exhibit:
     inputs, targets, index = getattr(data, f"{part}_inputs"), getattr(data, f"{part}_targets"), getattr(data, f"{part}_index")
-    values = inputs[row].double().cpu().numpy() * data.input_scale + data.input_offset
     title = f"{part} {index[row]}: {label(data, targets[row])}"
+    if said := text(data, part, row):
+        return Exhibit(title, None, tuple(textwrap.wrap(said, LINE)))
+    values = inputs[row].double().cpu().numpy() * data.input_scale + data.input_offset
     if data.is_image:
         return Exhibit(title, np.clip(values, 0.0, 1.0), ())
     names = data.feature_names or tuple(f"x{j}" for j in range(values.size))
@@ -38,8 +51,8 @@ def ranked(influence: Float[np.ndarray, "n_train n_test"], k: int) -> list[tuple
 
 
 def top_table(data: Data, influence: Float[np.ndarray, "n_train n_test"], k: int, whole_set: bool) -> pd.DataFrame:
-    """One row per test example x kind x rank."""
-    rows = []
+    """One row per test example x kind x rank; for texts, their beginnings in two more columns."""
+    rows: list[dict[str, Any]] = []
     for t, (helpful, harmful) in enumerate(ranked(influence, k)):
         test = {"test_index": -1, "test_label": "whole test set"} if whole_set else {
             "test_index": data.test_index[t], "test_label": label(data, data.test_targets[t])
@@ -49,10 +62,16 @@ def top_table(data: Data, influence: Float[np.ndarray, "n_train n_test"], k: int
                 {
                     **test, "kind": kind, "rank": rank, "train_index": data.train_index[i],
                     "train_label": label(data, data.train_targets[i]), "influence": influence[i, t],
+                    **_texts(data, None if whole_set else t, i),
                 }
                 for rank, i in enumerate(chosen, start=1)
             ]  # fmt: skip
     return pd.DataFrame(rows)
+
+
+def _texts(data: Data, t: int | None, i: int) -> dict[str, str]:
+    """The two columns that tables of texts have more."""
+    return {"test_text": "" if t is None else text(data, "test", t), "train_text": text(data, "train", i)} if data.texts else {}
 
 
 def gallery(data: Data, influence: Float[np.ndarray, "n_train n_test"], k: int, shown: list[int], whole_set: bool) -> list[GalleryRow]:

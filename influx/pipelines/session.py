@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
 from influx import memory
-from influx.datasets import Dataset
+from influx.datasets import Data, Dataset
 from influx.errors import InfluxError
 from influx.experiment import Experiment
 from influx.instantiate import build
 from influx.laboratory import Laboratory
 from influx.measurements import Measurement
 from influx.models import Model
+from influx.models.base import Encoding
 from influx.objectives import CrossEntropy, Objective, SquaredError
 from influx.runfolder import RunFolder
 from influx.stacking import is_layered, mixes_rows
@@ -65,7 +66,9 @@ def open_session(config: Mapping[str, Any], choices: Mapping[str, str], folder: 
     objective = build(config["objective"], Objective, "objective")
     measurement = build(config["measurement"], Measurement, "measurement")
     with folder.stage("data"):
-        data = build(config["dataset"], Dataset, "dataset").load().to(dtype, device)
+        data = load(config["dataset"], model, dtype, device)
+    if data.texts and not isinstance(model, Encoding):
+        folder.warn(f"{data.name} is text, and model={choices['model']} takes its token ids for quantities: use model=minilm.")
     experiment = Experiment(data, model, training, objective, measurement)
     module = experiment.module(config["seed"])
     _check_targets(experiment, choices["objective"])
@@ -80,6 +83,20 @@ def open_session(config: Mapping[str, Any], choices: Mapping[str, str], folder: 
         data.name, data.n_train, data.n_test, type(model).__name__, f"{size:,}", config["dtype"], device, config["seed"],
     )  # fmt: skip
     return Session(config, choices, folder, experiment, store, config["seed"])
+
+
+def load(node: Mapping[str, Any], model: Model, dtype: torch.dtype, device: torch.device) -> Data:
+    """The data set that a configuration describes, texts as the model's frozen layers leave them: computed once, not at every step.
+
+    Raises:
+        InfluxError: the model reads texts, and there are none.
+    """
+    data = build(node, Dataset, "dataset").load().to(dtype, device)
+    if not isinstance(model, Encoding):
+        return data
+    if not data.texts:
+        raise InfluxError(f"model={type(model).__name__.lower()} reads texts, and {data.name} has none: use dataset=bbc_news.")
+    return replace(data, train_inputs=model.encode(data.train_inputs), test_inputs=model.encode(data.test_inputs))
 
 
 def _check_targets(experiment: Experiment, chosen: str) -> None:

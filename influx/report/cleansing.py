@@ -10,11 +10,10 @@ import pandas as pd
 from matplotlib.axes import Axes
 from rich.table import Table
 
-from influx.report.detection import looks
+from influx.report.detection import draw_scores, looks
 from influx.report.plots import GREY, new_figure, style
-from influx.report.tables import interval, significant
 
-APART = 0.008  # of the axis, between the intervals of two rules
+APART = 0.005  # of the axis, between the intervals of two rules
 
 
 def save_cleansing(table: pd.DataFrame, path: str | Path, *, method: str, share: float, title: str, about: str) -> None:
@@ -26,6 +25,23 @@ def save_cleansing(table: pd.DataFrame, path: str | Path, *, method: str, share:
         ax.set_title(textwrap.fill(about, 85))
         figure.legend(loc="outside lower left", ncols=6)
         figure.suptitle(textwrap.fill(title, 80), x=0.01, ha="left")
+        figure.savefig(path)
+
+
+def save_cleansing_ranking(table: pd.DataFrame, ranked: pd.DataFrame, path: str | Path, *, title: str, about: str) -> None:
+    """Several methods: accuracy over share removed, and their ranking at one share. `table` as above; `ranked`: `score, value, ci_low,
+    ci_high`, best first, with removing nothing (`all`) among them."""
+    rules = [str(score) for score in ranked["score"] if score != "all"]
+    nothing = float(table.loc[table["score"] == "all", "accuracy"].iloc[0])
+    with style():
+        figure = new_figure(8.4, max(3.9, 0.28 * len(ranked) + 1.2))
+        left, right = figure.subplots(1, 2, width_ratios=[1.35, 1])
+        draw_cleansing(table, left, method=rules[0], share=0.0)
+        shown = ranked[ranked["score"] != "all"]
+        label = "accuracy at the last share; line: nothing removed"
+        draw_scores(shown, right, drawn=looks(rules), label=label, reference=nothing)
+        left.set_title(about)
+        figure.suptitle(textwrap.fill(title, 95), x=0.01, ha="left")
         figure.savefig(path)
 
 
@@ -63,9 +79,9 @@ def cleansing_lines(table: pd.DataFrame, about: str) -> Table:
     for rule in table["score"].drop_duplicates():
         values = [_cell(cells, (rule, "accuracy", share)).partition(" ")[0] for share in (0.0, *shares)]
         at = 0.0 if rule == "all" else last
-        held = interval(cells.loc[(rule, "accuracy", at)])
+        held = _limits(cells.loc[(rule, "accuracy", at)])
         differences = [_cell(cells, (rule, kind, last)) for kind in ("minus_random", "minus_all")]
-        wrong = f"{cells.loc[(rule, 'wrong', at)].value:.1%}" if (rule, "wrong", at) in cells.index else ""
+        wrong = f"{cells.loc[(rule, 'wrong', at)].value:.0%}" if (rule, "wrong", at) in cells.index else ""
         lines.add_row(str(rule), *values, held, *differences, wrong)
     return lines
 
@@ -74,21 +90,26 @@ def _cell(cells: pd.DataFrame, place: tuple[str, str, float]) -> str:
     """A value with its interval, or nothing where there is no such row."""
     if place not in cells.index:
         return ""
-    return f"{significant(cells.loc[place].value)} {interval(cells.loc[place])}".strip()
+    return f"{cells.loc[place].value:.3f} {_limits(cells.loc[place])}".strip()
+
+
+def _limits(row: pd.Series) -> str:
+    """An interval of accuracies, to a thousandth."""
+    return "" if math.isnan(row.ci_low) else f"[{row.ci_low:.3f}, {row.ci_high:.3f}]"
 
 
 def cleansing_verdict(table: pd.DataFrame, method: str, removed: float) -> str:
     """Did removing what the method suspects help, against nothing removed and against as many at random?"""
     cells = table[table["removed"] == removed].set_index(["score", "kind"])
     own = cells.loc[(method, "accuracy")]
-    said = f"without the {removed:.0%} that {method} suspects, accuracy is {significant(own.value)} {interval(own)}".rstrip()
+    said = f"without the {removed:.0%} that {method} suspects, accuracy is {own.value:.3f} {_limits(own)}".rstrip()
     others = {"minus_all": "nothing removed", "minus_random": "as many removed at random"}
     parts = [_compared(cells.loc[(method, kind)], words) for kind, words in others.items() if (method, kind) in cells.index]
     return f"{said}: {'; '.join(parts)}."
 
 
 def _compared(row: pd.Series, what: str) -> str:
-    difference = f"{significant(row.value)} {interval(row)}".strip()
+    difference = f"{row.value:.3f} {_limits(row)}".strip()
     if math.isnan(row.ci_low):
         return f"{difference} against {what} (one seed: no interval)"
     if row.ci_low > 0:

@@ -42,7 +42,7 @@ def save_detection(
     ranked = table[table["statistic"] == "roc_auc"].sort_values("value", ascending=False, kind="stable")
     drawn = looks([method, *(score for score in ranked["score"] if score != method)])
     with style():
-        figure = new_figure(8.4, 3.9)
+        figure = new_figure(8.4, max(3.9, 0.28 * len(ranked) + 1.2))
         left, right = figure.subplots(1, 2, width_ratios=[1.35, 1])
         draw_curves(curve, left, share=share, drawn=drawn)
         draw_scores(ranked, right, drawn=drawn)
@@ -70,8 +70,16 @@ def draw_curves(curve: pd.DataFrame, ax: Axes, *, share: float, drawn: dict[str,
     ax.set_ylabel("share of the wrong labels found")
 
 
-def draw_scores(ranked: pd.DataFrame, ax: Axes, *, drawn: dict[str, dict[str, Any]]) -> None:
-    """A row a score, best first, in the colour and with the dashes of its curve: ROC AUC with its 95 % interval over seeds."""
+def draw_scores(
+    ranked: pd.DataFrame,
+    ax: Axes,
+    *,
+    drawn: dict[str, dict[str, Any]],
+    label: str = "ROC AUC, 95 % interval over seeds",
+    reference: float = 0.5,
+) -> None:
+    """A row a score, best first, in the colour and with the dashes of its curve: its value with its 95 % interval over seeds, beside what
+    an unrelated score has (`reference`)."""
     for place, row in enumerate(ranked.itertuples()):
         look = drawn[str(row.score)]
         ax.plot([-0.09, -0.01], [place] * 2, transform=ax.get_yaxis_transform(), clip_on=False, linewidth=1.6, **look)
@@ -79,13 +87,14 @@ def draw_scores(ranked: pd.DataFrame, ax: Axes, *, drawn: dict[str, dict[str, An
             ax.plot([row.ci_low, row.ci_high], [place] * 2, color=look["color"], linewidth=1.4)
         ax.plot(row.value, place, "o", color=look["color"], markersize=4.5)
         ax.text(1.02, place, f"{row.value:.3f}", transform=ax.get_yaxis_transform(), va="center", fontsize=7)
-    ax.axvline(0.5, color=GREY, linewidth=0.6)
+    ax.axvline(reference, color=GREY, linewidth=0.6)
     ax.set_yticks(range(len(ranked)), ranked["score"].astype(str))
     ax.tick_params(axis="y", length=0, pad=26)
     ax.set_ylim(len(ranked) - 0.5, -0.5)
-    low = min(0.45, float(ranked[["value", "ci_low"]].min().min()) - 0.03)
-    ax.set_xlim(low, 1.0)
-    ax.set_xlabel("ROC AUC, 95 % interval over seeds")
+    lowest, highest = float(ranked[["value", "ci_low"]].min().min()), float(ranked[["value", "ci_high"]].max().max())
+    margin = 0.05 * (max(highest, reference) - min(lowest, reference))
+    ax.set_xlim(min(reference, lowest) - margin, min(max(reference, highest) + margin, 1.0))
+    ax.set_xlabel(label)
 
 
 def detection_lines(table: pd.DataFrame, about: str) -> Table:

@@ -20,7 +20,7 @@ COLUMNS = 3  # panels side by side
 LONG = 42  # characters from which a label is cut in the middle
 
 
-def save_ranking(table: pd.DataFrame, path: str | Path, *, statistic: str, title: str) -> None:
+def save_ranking(table: pd.DataFrame, path: str | Path, *, statistic: str, title: str, ceilings: bool = True) -> None:
     """One panel for each value of `panel`, in the table's order; also needs `label`."""
     panels = list(table.groupby("panel", sort=False))
     rows, columns = -(-len(panels) // COLUMNS), min(COLUMNS, len(panels))
@@ -36,7 +36,8 @@ def save_ranking(table: pd.DataFrame, path: str | Path, *, statistic: str, title
             ax.set_xlim(*_limits(table))
         for ax in list(figure.axes)[len(panels) :]:
             ax.set_axis_off()
-        _legend(figure.axes[0], table)
+        if ceilings:
+            _legend(figure.axes[0], table)
         figure.suptitle(textwrap.fill(title, round(13 * width)), x=0.01, ha="left")
         figure.savefig(path)
 
@@ -57,7 +58,9 @@ def draw_ranking(table: pd.DataFrame, ax: Axes) -> None:
     ax.set_ylim(len(table) - 0.5, -0.5)
 
 
-def save_lines(table: pd.DataFrame, path: str | Path, *, statistic: str, key: str, logarithmic: bool, title: str) -> None:
+def save_lines(
+    table: pd.DataFrame, path: str | Path, *, statistic: str, key: str, logarithmic: bool, title: str, ceilings: bool = True
+) -> None:
     """The statistic against the swept number, a line for each `label`; `at` is the number."""
     with style():
         figure = new_figure(6.4, 3.6)
@@ -67,7 +70,10 @@ def save_lines(table: pd.DataFrame, path: str | Path, *, statistic: str, key: st
             ax.set_xscale("log")
         ax.set_xlabel(key)
         ax.set_ylabel(statistic)
-        _legend(ax, table)
+        if ceilings:
+            _legend(ax, table)
+        elif table["label"].nunique() > 1:
+            figure.legend(loc="outside lower left", ncols=4)
         figure.suptitle(textwrap.fill(title, 80), x=0.01, ha="left")
         figure.savefig(path)
 

@@ -11,12 +11,11 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Bool
 
-from influx.datasets import Data, Dataset
+from influx.datasets import Data
 from influx.errors import InfluxError
 from influx.estimators import Estimator
 from influx.estimators.external import External
-from influx.instantiate import build
-from influx.pipelines.session import Session
+from influx.pipelines.session import Session, load
 from influx.runfolder import RunFolder
 from influx.statistics import interval_over_seeds
 
@@ -68,7 +67,7 @@ def replicas(session: Session, seeds: int) -> Iterator[Session]:
     node, like = session.config["dataset"], session.experiment.data.train_inputs
     for more in range(1, seeds):
         own = {**node, "noise_seed": node.get("noise_seed", 0) + more}
-        data = build(own, Dataset, "dataset").load().to(like.dtype, like.device)
+        data = load(own, session.experiment.model, like.dtype, like.device)
         config = {**session.config, "seed": session.seed + more, "dataset": own}
         yield replace(session, config=config, seed=session.seed + more, experiment=replace(session.experiment, data=data))
 

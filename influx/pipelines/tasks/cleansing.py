@@ -55,8 +55,8 @@ Order = Int[np.ndarray, " n_train"]  # rows, the first to be removed first
 
 @dataclass(frozen=True)
 class Cleansing(Task):
-    """Writes cleansing.csv, cleansing_seeds.csv, cleansing.png; the ordinary files of an estimate are the first seed's, on the read-out
-    part. Rows of the tables: `score` (the rule) x `statistic`, with the share removed at the end of its name:
+    """Writes cleansing.csv, cleansing_seeds.csv, curve.csv, cleansing.png; the ordinary files of an estimate are the first seed's, on the
+    read-out part. Rows of the tables: `score` (the rule) x `statistic`, with the share removed at the end of its name:
 
     - `accuracy_at_<share>`: test accuracy on the reported part, mean over repeats; of the rule `all` at 0;
     - `minus_random_at_<share>`, `minus_all_at_<share>`: the same seed's difference to removing at random, and to removing nothing;
@@ -127,10 +127,8 @@ class Cleansing(Task):
         reading = replace(session, experiment=session.experiment.on_tests(read))
         folder, method = session.folder, session.choices["method"]
         if first:
-            made = estimate(reading, estimator)
+            made = estimate(reading, estimator, session.experiment.on_tests(reported))
             trained, influence = made.trained, made.influence
-            accuracy = test_points.accuracy(session.experiment.on_tests(reported), trained, session.seed)
-            folder.record["facts"]["test_accuracy"] = accuracy  # of the reported part, not of the one read out
         else:
             with folder.stage(f"estimate, seed {session.seed}"):
                 trained = session.experiment.train(session.seed, session.store, checkpoints=session.config["checkpoints"])
@@ -188,6 +186,8 @@ class Cleansing(Task):
         last = self.removed[-1]
         folder.csv("cleansing.csv", table.drop(columns=["removed", "kind"]))
         folder.csv("cleansing_seeds.csv", rows.drop(columns=["removed", "kind"]))
+        lines = table[table["kind"] == "accuracy"].rename(columns={"value": "accuracy"})
+        folder.csv("curve.csv", lines[["score", "removed", "accuracy", "ci_low", "ci_high", "n_seeds"]])
         note_table(folder, "cleansing.csv", f"accuracy_at_{last:g}", f"test accuracy after removing {last:.0%}")
         wrong = wrong_labels(data).sum()
         about = (
@@ -197,7 +197,7 @@ class Cleansing(Task):
         if session.config["pictures"]:
             title = f"{method} on {data.name}, {type(session.experiment.model).__name__.lower()}: cleaning the training set"
             save_cleansing(table, folder.path / "cleansing.png", method=method, share=wrong / data.n_train, title=title, about=about)
-        screen = Console(width=120, file=io.StringIO())
+        screen = Console(width=130, file=io.StringIO())
         screen.print(cleansing_lines(table, about))
         log.info("%s", screen.file.getvalue().rstrip())  # type: ignore[attr-defined]
         log.info("%s", cleansing_verdict(table, method, last))

@@ -6,7 +6,8 @@ models, the baselines loss, gradient norm, similarity to the test set, and a ran
 Chen et al. (HYDRA, AAAI 2021) rank training data by their contribution to the test loss; Koh & Liang (ICML 2017, section 5.4) by the
 influence on their own. Yeh et al. (2018) draw the curve that is drawn here.
 
-Cost: seeds x (training + estimate). For the self score the test part is the training part: n_train columns.
+Cost: seeds x (training + estimate). For the self score the test part is the training part: n_train columns, unless the method knows the
+influence of examples on themselves for less (`OnItself`).
 """
 
 from __future__ import annotations
@@ -19,17 +20,22 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from jaxtyping import Float
 from rich.console import Console
 
 from influx import memory, rules
 from influx.errors import InfluxError
 from influx.estimators import Estimator
+from influx.estimators.base import OnItself
+from influx.experiment import Trained
 from influx.measurements import Loss
+from influx.pipelines import test_points
 from influx.pipelines.estimate import estimate, scored
 from influx.pipelines.session import Session
 from influx.pipelines.tasks.base import Task, check_session, note_table, over_seeds, replicas, wrong_labels
 from influx.pipelines.tasks.detection import curve, measures, shares
-from influx.pipelines.tasks.suspicion import BASELINES, Suspicion, baselines, by_mean, by_self
+from influx.pipelines.tasks.suspicion import BASELINES, Suspicion, baselines, by_mean, by_self, suspects
+from influx.pipelines.train import train
 from influx.report.detection import detection_lines, detection_verdict, save_detection
 
 log = logging.getLogger("influx")
@@ -69,7 +75,7 @@ class Mislabeled(Task):
                 f"task=mislabeled looks for wrong labels, and dataset.label_noise={noise:g} makes {wrong} of {data.n_train}: "
                 "set it between 0 and 1, for example dataset.label_noise=0.2."
             )
-        if self.score == "self":
+        if self.score == "self" and not isinstance(estimator, OnItself):
             size = data.n_train**2 * data.train_inputs.element_size()
             if size > session.memory:
                 raise InfluxError(
@@ -111,14 +117,18 @@ class Mislabeled(Task):
         """The method's score under its own name, then the baselines."""
         method, experiment, folder = session.choices["method"], session.experiment, session.folder
         read = self._read_out(session)
-        if first:
-            made = estimate(read, estimator)
+        if self.score == "self" and isinstance(estimator, OnItself):
+            trained, influence = _on_itself(session, estimator, first=first)
+        elif first:
+            made = estimate(read, estimator, experiment)
             trained, influence = made.trained, made.influence
         else:
             with folder.stage(f"seed {session.seed}"):
                 trained = experiment.train(session.seed, session.store, checkpoints=session.config["checkpoints"])
                 influence = scored(read, estimator, trained).influence.cpu().numpy()
         own = by_self(influence) if self.score == "self" else by_mean(influence, estimator, experiment.measurement)
+        if first:
+            folder.csv("suspects.csv", suspects(experiment.data, own))
         return {method: own, **baselines(session, trained, tuple(name for name in BASELINES if name != method))}
 
     def _finish(self, session: Session, rows: pd.DataFrame, curves: list[dict[str, Any]]) -> float:
@@ -141,3 +151,15 @@ class Mislabeled(Task):
         log.info("%s", screen.file.getvalue().rstrip())  # type: ignore[attr-defined]
         log.info("%s", detection_verdict(table, method))
         return float(table.set_index(["score", "statistic"]).value[method, HEADLINE])
+
+
+def _on_itself(session: Session, estimator: OnItself, *, first: bool) -> tuple[Trained, Float[np.ndarray, "n_train 1"]]:
+    """The trained model and each training example's influence on itself; the first seed's facts are noted."""
+    experiment, folder = session.experiment, session.folder
+    trained = train(session) if first else experiment.train(session.seed, session.store, checkpoints=session.config["checkpoints"])
+    with folder.stage("estimate" if first else f"seed {session.seed}"):
+        problem = experiment.problem(trained, session.seed, session.memory)
+        made = estimator.on_itself(problem, session.laboratory.after(trained), session.seed)
+    if first:
+        folder.record["facts"] = {"test_accuracy": test_points.accuracy(experiment, trained, session.seed), **made.facts}
+    return trained, made.influence.cpu().numpy()

@@ -5,8 +5,10 @@ from __future__ import annotations
 import logging
 
 import numpy as np
+import pandas as pd
 from jaxtyping import Float
 
+from influx.datasets import Data
 from influx.errors import InfluxError
 from influx.estimators import Estimator
 from influx.estimators.gradient_norm import GradientNorm
@@ -15,7 +17,9 @@ from influx.estimators.nearest import Nearest
 from influx.estimators.random import Random
 from influx.experiment import Trained
 from influx.measurements import Measurement
+from influx.pipelines.exhibits import label, text
 from influx.pipelines.session import Session
+from influx.pipelines.tasks.base import wrong_labels
 
 log = logging.getLogger("influx")
 
@@ -31,9 +35,26 @@ def by_mean(influence: Float[np.ndarray, "n_train n_test"], estimator: Estimator
     return mean if estimator.marks == "high" else -mean
 
 
-def by_self(influence: Float[np.ndarray, "n_train n_train"]) -> Suspicion:
-    """The influence of each training example on its own loss: most suspicious is what nothing else in the training set supports."""
-    return np.diagonal(influence).copy()
+def by_self(influence: Float[np.ndarray, "n_train n_columns"]) -> Suspicion:
+    """The influence of each training example on its own loss, the diagonal or all there is: most suspicious is what nothing else in the
+    training set supports."""
+    return influence[:, 0].copy() if influence.shape[1] == 1 else np.diagonal(influence).copy()
+
+
+def suspects(data: Data, score: Suspicion) -> pd.DataFrame:
+    """The training examples, most suspicious first, with the labels that they have and whether the label noise changed those; for texts,
+    their beginnings."""
+    order = np.argsort(-score, kind="stable")
+    table = pd.DataFrame(
+        {
+            "rank": np.arange(1, len(order) + 1),
+            "train_index": data.train_index[order],
+            "label": [label(data, data.train_targets[row]) for row in order],
+            "wrong": wrong_labels(data)[order],
+            "score": score[order],
+        }
+    )
+    return table.assign(text=[text(data, "train", row) for row in order]) if data.texts else table
 
 
 def baselines(session: Session, trained: Trained, wanted: tuple[str, ...] = tuple(BASELINES)) -> dict[str, Suspicion]:
