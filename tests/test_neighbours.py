@@ -71,6 +71,9 @@ class Run(Record):
     def without(self, sets, *, average):
         raise NotImplementedError
 
+    def recall(self, name, options, work):
+        raise NotImplementedError
+
     def masked(self, masks, count):
         raise NotImplementedError
 

@@ -44,6 +44,9 @@ class Played(Record):
     def models(self, count):
         raise AssertionError
 
+    def recall(self, name, options, work):
+        raise AssertionError
+
     def masked(self, masks, count):
         raise AssertionError
 
