@@ -583,6 +583,10 @@ TINY = {  # settings that make every job of a study a matter of a second
     "fragility_iris_width": IRIS,
     "fragility_mnist_fc": NETWORKS,
     "fragility_convnets": NETWORKS,
+    "hydra_approximation": ("dataset.train_size=60", "dataset.test_size=10", "retraining.removed=5"),
+    "hydra_cleansing": ("dataset.train_size=100", "dataset.test_size=40", "training.epochs=2"),
+    "turnover_dropout": ("training.epochs=2", "dataset.train_size=60", "dataset.test_size=10", "retraining.removed=3"),
+    "turnover_text": ("dataset.train_size=40", "dataset.test_size=20", "training.epochs=1"),
     "pbrf_decomposition": PBRF,
     "pbrf_validation": PBRF,
 }
