@@ -42,6 +42,7 @@ check: $(VENV)/installed-dev  ## lint and types
 bench: $(VENV)/installed-dev  ## the benchmarks: ratios against the plain way, in one run
 	$(BIN)/python benchmarks/retraining.py
 	$(BIN)/python benchmarks/solvers.py
+	$(BIN)/python benchmarks/hypergradient.py
 
 bench-neighbours: $(VENV)/installed-dev  ## estimators against kronfluence, captum, dattri, traker and pyDVL
 	$(BIN)/python -m pip install --quiet -e ".[neighbours]" traker

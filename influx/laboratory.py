@@ -19,6 +19,7 @@ from influx.problem import Problem
 from influx.progress import progress
 from influx.record import Facts, Record
 from influx.removals import Removals
+from influx.seeding import derive
 from influx.shards import Draw, Recipe, Shard, finished, stack_size
 from influx.store import Store
 from influx.training.first_order import FirstOrder
@@ -74,7 +75,7 @@ class Laboratory(Record):
         return torch.cat([made[at] for at in range(len(shards))]).to(self.experiment.data.train_inputs.device)
 
     def masked(self, masks: Masks, count: int) -> Iterator[Problem]:
-        for seed in range(self.seed, self.seed + count):
+        for seed in (self.seed, *(derive(self.seed, "masked model", number) >> 31 for number in range(1, count))):  # 32 bits
             experiment = masked_experiment(self.experiment, masks, seed)
             yield experiment.problem(experiment.train(seed, self.store), seed, self.memory)
 

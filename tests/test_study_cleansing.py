@@ -18,10 +18,10 @@ from influx.studies.results import over_seeds
 CONF = Path(__file__).parents[1] / "conf"
 SEEDS = 4
 FINDS = ("exact", "approx", "approx_released", "influence", "influence_released", "tracin")
-AUC = dict(zip(FINDS, (0.9, 0.75, 0.7, 0.97, 0.8, 0.85), strict=True))
+AUC = dict(zip(FINDS, (0.9, 0.75, 0.7, 0.97, 0.8, 0.85), strict=True)) | {"exact_released": 0.88}
 KEEPS = {  # accuracy with 20 % kept
     "keep_exact": 0.54, "keep_approx": 0.35, "keep_influence": 0.6, "keep_approx_released": 0.45, "keep_influence_released": 0.4,
-    "clean_labels": 0.8, "continued": 0.46,
+    "clean_labels": 0.8, "continued": 0.46, "keep_exact_released": 0.41,
 }  # fmt: skip
 ALL, RANDOM, CLEAN = 0.43, 0.1, 0.8
 
@@ -57,7 +57,11 @@ def verdict(claim: str, **changes: float) -> str:
 def test_released_and_corrected_differ_in_the_named_switches_alone() -> None:
     jobs = {job.arm: set(job.settings) for job in study().jobs("quick", seeds=1) if job.point["case"] == "digits_80"}
     assert jobs["keep_approx_released"] ^ jobs["keep_approx"] == {"method.weight_decay=released", "task.readout=test"}
-    assert jobs["keep_influence_released"] ^ jobs["keep_influence"] == {"method.damping=10", "method.damping=0.01", "task.readout=test"}
+    assert jobs["keep_influence_released"] ^ jobs["keep_influence"] == {
+        "method.curvature=hessian", "method.damping=10", "method.damping=0.01", "task.readout=test",
+    }  # fmt: skip
+    assert jobs["keep_exact_released"] ^ jobs["keep_approx_released"] == {"method.hessian=none"}
+    assert jobs["exact_released"] ^ jobs["approx_released"] == {"method.hessian=none"}
     assert jobs["clean_labels"] ^ jobs["keep_approx_released"] == {"task.labels=clean"}
     assert jobs["continued"] ^ jobs["keep_approx_released"] == {"task.restart=continued"}
     assert jobs["keep_approx"] ^ jobs["keep_exact"] == jobs["approx"] ^ jobs["exact"] == {"method.hessian=none"}
@@ -94,6 +98,9 @@ def test_the_decay_is_one_over_the_number_of_examples_as_in_the_paper() -> None:
         ("H4m", {"exact": 0.7}, (REPRODUCED, FAILED)),
         ("H4n", {"influence": 0.99}, (REPRODUCED, FAILED)),
         ("H4o", {"influence": 0.79}, (REPRODUCED, FAILED)),
+        ("H4p", {"keep_exact_released": 0.5}, (REPRODUCED, FAILED)),
+        ("H4q", {"keep_exact_released": 0.6}, (REPRODUCED, FAILED)),
+        ("H4r", {"exact_released": 0.95}, (REPRODUCED, FAILED)),
     ],
 )
 def test_each_claim_is_decided_by_its_own_arms(claim: str, change: dict[str, float], verdicts: tuple[str, str]) -> None:

@@ -381,6 +381,7 @@ def test_inputs_that_are_no_texts_are_refused() -> None:
 IDEAL = {
     "accuracy_own_mask": 1.0, "accuracy_flipped_mask": 0.6, "test_accuracy": 0.9, "test_accuracy_without_mask": 0.9, "roc_auc": 0.95,
     "loss: roc_auc": 0.85, "wrong_labels_by_loss": 0.9, "label_from_mask_alone": 0.2, "label_by_chance": 0.2,
+    "label_from_mask_and_test_input": 0.2,
 }  # fmt: skip
 
 
@@ -422,6 +423,7 @@ def test_the_study_asks_for_what_the_extra_installs() -> None:
         ("all", {"roc_auc": 0.8}, {"T4t", "T4u", "T4v"}),
         ("all", {"label_from_mask_alone": 0.3}, {"T7t"}),
         ("pooler", {"label_from_mask_alone": 0.3}, {"T7u"}),
+        ("pooler", {"label_from_mask_and_test_input": 0.3}, {"T7u"}),
     ],
 )
 def test_the_studys_claims_judge_what_they_say(arm: str, changed: dict[str, float], failed: set[str]) -> None:

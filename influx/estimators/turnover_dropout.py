@@ -40,7 +40,7 @@ class TurnoverDropout(Estimator, OnItself):
 
     Args:
         rate: share of hidden units that an example's own mask leaves out; the flipped mask leaves out the others.
-        models: masked trainings that are averaged, from this run's seed and those that follow, each with masks of its own.
+        models: masked trainings that are averaged, from this run's seed and others that no other run has, each with masks of its own.
         masks: "integer" or "sine", how they are drawn (`influx.masks.Masks`).
         fair: masks of fair coins whatever the rate, with the scales of the release.
         sites: numbers of the hidden layers that are masked, from 1 in the order in which they run; null: all.

@@ -120,8 +120,8 @@ class Claim:
             said.append(f"Its interval holds the threshold: more seeds would tell (seeds={2 * n}).")
         if ceiling < LOW_CEILING:
             said.append(
-                f"The truth agrees with itself across seeds by {ceiling:.2f} only: a low correlation speaks against the comparison, "
-                "not against the estimator."
+                f"The truth agrees with itself across seeds by {ceiling:.2f} only: no estimate can be expected to reach more, and a low "
+                "correlation is the truth's noise as well as the estimator's."
             )
         return " ".join(part.strip() for part in said if part)
 
