@@ -253,7 +253,13 @@ def _explain_configuration(error: Exception, command: str, arguments: list[str])
         placed = re.search(r"Did you mean to override (\S+@\S+)\?", text)
         if placed:
             return f"'{key}' is chosen inside another group: write {placed[1]}=..."
+        if "already at" in text:
+            return f"'{key}' exists already: leave out the +."
         group = key.partition(".")[0]
+        if (conf_dir() / group).is_dir() and not any(word.startswith(f"{group}=") for word in arguments if "." in key):
+            elsewhere = _of_a_group_left_out(command, key, group)
+            if elsewhere:
+                return elsewhere
         if any(word.startswith(f"{group}=") and ("," in word or "(" in word) for word in arguments):  # composed with the default option
             return f"there is no key '{key}' for every {group} of the sweep: write ++{key}=..., which sets it where it is missing."
         known = sorted(_known_keys(command, arguments))
@@ -264,6 +270,17 @@ def _explain_configuration(error: Exception, command: str, arguments: list[str])
         hint = f" Did you mean '{deeper[0]}'?" if deeper else nearest(key, inside or known)
         return f"there is no key '{key}'; there are {', '.join(beside)}.{hint}"
     return str(error).strip().splitlines()[0]
+
+
+def _of_a_group_left_out(command: str, key: str, group: str) -> str:
+    """What to say of a key of a group that nothing was chosen from, or that another command has; empty when it is neither."""
+    holders = [file.stem for file in sorted(conf_dir().glob("*.yaml")) if f"  - {group}:" in file.read_text()]
+    if command not in holders:
+        return f"{group} belongs to influx {', '.join(holders)}." if holders else ""
+    if f"  - {group}: null" in (conf_dir() / f"{command}.yaml").read_text():
+        options = "|".join(sorted(file.stem for file in (conf_dir() / group).glob("*.yaml")))
+        return f"{key} needs an option of {group}, and none was chosen: add {group}={options}."
+    return ""
 
 
 def _known_keys(command: str, arguments: list[str]) -> set[str]:

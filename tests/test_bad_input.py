@@ -43,9 +43,12 @@ def check_left(ran: Ran, cwd: Path, allowed: set[str]) -> None:
 BEFORE = [
     # commands, groups, options, keys
     ("validat", r"there is no command 'validat'.* Did you mean 'validate'\?"),
-    ("train dataset=irys", r"dataset=irys is not known; choose from breast_cancer, .*wine\. Did you mean 'iris'\?"),
+    ("train dataset=irys", r"dataset=irys is not known; choose from bbc_news, .*wine\. Did you mean 'iris'\?"),
     ("validate method=lisa", r"method=lisa is not known; choose from .*cg, .*exact, .*lissa, .*\. Did you mean 'lissa'\?"),
-    ("train method=cg", r"there is no key 'method'; there are "),
+    ("train method=cg", r"method belongs to influx estimate, validate\."),
+    ("estimate task=mislabeled", r"task belongs to influx validate\."),
+    ("validate task.seeds=2", r"task.seeds needs an option of task, and none was chosen: add task=cleansing\|mislabeled\."),
+    ("validate +method.params=all", r"'method.params' exists already: leave out the \+\."),
     ("train datset=iris", r"there is no key 'datset'; .* Did you mean 'dataset'\?"),
     ("train sed=1", r"there is no key 'sed'; there are checkpoints, command, dataset, .*training\. Did you mean 'seed'\?"),
     ("train model.widht=3", r"there is no key 'model.widht'; there are model.activation, .* Did you mean 'model.width'\?"),

@@ -176,6 +176,8 @@ def test_tables_differences_and_record(ran: Ran) -> None:
         ("task.removed=[1]", "task.removed=1 of 80 training examples removes 80 of them"),
         ("task.removed=[]", "task.removed=[] is not possible: it must be a list of different numbers above 0"),
         ("task.removed=[0.2,0.2]", "must be a list of different numbers above 0"),
+        ("task.removed=[0.201,0.2]", "task.removed=[0.201, 0.2] removes 16, 16 of 80: list shares that ascend, and differ"),
+        ("task.removed=[0.4,0.2]", "list shares that ascend"),
         ("task.validation=0.001", "task.validation=0.001 of 60 test examples leaves a part empty: raise dataset.test_size."),
         ("task.readout=train", "task.readout=train is not possible: it must be one of validation, test."),
         ("task.labels=true_ones", "task.labels=true_ones is not possible: it must be one of noisy, clean."),
@@ -225,3 +227,16 @@ def test_screen_and_picture_have_the_tables_numbers(ran: Ran) -> None:
     by_name = {line.get_label(): line for line in ax.lines}
     expected = [cells["all", "accuracy", 0.0], cells["cg", "accuracy", 0.1], cells["cg", "accuracy", 0.2]]
     np.testing.assert_array_equal(by_name["cg"].get_ydata(), expected)
+
+
+def test_switches_that_change_nothing_are_said(tmp_path: Path) -> None:
+    words = ("dataset.label_noise=0", "task.labels=clean", "task.restart=continued", "task.repeats=1", "task.seeds=1")
+    done = call("validate", *RUN, *words, cwd=tmp_path)
+    said = json.loads((done.folder / "run.json").read_text())["warnings"]
+    assert any("task.labels=clean changes nothing" in line for line in said)
+    assert any("task.restart=continued changes nothing with task.repeats=1" in line for line in said)
+
+
+def test_what_is_kept_with_true_labels_has_no_wrong_ones(tmp_path: Path) -> None:
+    done = call("validate", *RUN, "task.labels=clean", "task.seeds=1", "task.repeats=1", cwd=tmp_path)
+    assert not pd.read_csv(done.folder / "cleansing.csv")["statistic"].str.startswith("wrong").any()

@@ -176,7 +176,7 @@ def test_settings_that_a_task_does_not_use_are_named(tmp_path: Path) -> None:
         ("task=mislabeled dataset.label_noise=0.2 test_points=highest measurement=loss", r"leave test_points=highest out"),
         ("task=mislabeled task.budgets=[0]", r"task.budgets=\[0\] is not possible: it must be a list of different numbers above 0"),
         ("task=mislabeled task.score=max", r"task.score=max is not possible: it must be one of mean, self"),
-        ("task.seeds=2", r"there is no key 'task.seeds'"),
+        ("task.seeds=2", r"task.seeds needs an option of task, and none was chosen"),
     ],
 )
 def test_what_makes_no_sense_is_refused_before_training(words: str, message: str, tmp_path: Path) -> None:
@@ -299,3 +299,11 @@ def test_suspects_of_the_mean_score_are_the_most_harmful_first(ran: Ran) -> None
     table, arrays = pd.read_csv(ran.folder / "suspects.csv"), np.load(ran.folder / "influence.npz")
     order = np.argsort(arrays["influence"][:, 0], kind="stable")
     assert table["train_index"].tolist() == arrays["train_index"][order].tolist()
+
+
+@pytest.mark.parametrize("method", ["nearest", "grad_cos"])
+def test_a_cosine_with_oneself_finds_nothing_and_says_so(method: str, tmp_path: Path) -> None:
+    words = ("dataset=digits", "dataset.train_size=60", "dataset.test_size=20", "dataset.label_noise=0.2", "training.epochs=2")
+    done = call("validate", *words, "task=mislabeled", "task.score=self", "task.seeds=1", f"method={method}", cwd=tmp_path)
+    assert done.status == 2
+    assert f"method={method} gives every training example the same influence on itself: use task.score=mean." in done.err

@@ -60,7 +60,7 @@ class Cleansing(Task):
 
     - `accuracy_at_<share>`: test accuracy on the reported part, mean over repeats; of the rule `all` at 0;
     - `minus_random_at_<share>`, `minus_all_at_<share>`: the same seed's difference to removing at random, and to removing nothing;
-    - `wrong_at_<share>`: share of wrong labels among what is kept.
+    - `wrong_at_<share>`: share of wrong labels among what is kept; not with labels=clean, which mends them.
 
     Args:
         seeds, removed, repeats, readout, validation, labels, restart, reverse: as in conf/task/cleansing.yaml.
@@ -86,6 +86,12 @@ class Cleansing(Task):
         check_session("cleansing", session, estimator, self.seeds)
         experiment = session.experiment
         n = experiment.data.n_train
+        counts = [self._count(share, n) for share in self.removed]
+        if sorted(set(counts)) != counts:
+            raise InfluxError(
+                f"task.removed={list(self.removed)} removes {', '.join(map(str, counts))} of {n}: list shares that ascend, and differ "
+                "by an example at least; the last is the headline."
+            )
         for share in self.removed:
             if self._count(share, n) in (0, n):
                 raise InfluxError(
@@ -100,6 +106,10 @@ class Cleansing(Task):
             )
         if self.readout == "test":
             session.folder.warn(ON_THE_TEST_SET)
+        if self.labels == "clean" and not wrong_labels(experiment.data).any():
+            session.folder.warn("task.labels=clean changes nothing: dataset.label_noise=0 leaves every label as it is.")
+        if self.restart == "continued" and self.repeats == 1:
+            session.folder.warn("task.restart=continued changes nothing with task.repeats=1.")
 
     def run(self, session: Session, estimator: Estimator) -> float:
         """The headline is the accuracy under the method at the last share of `removed`, mean over seeds."""
@@ -154,7 +164,7 @@ class Cleansing(Task):
                 found["minus_all"] = accuracy - reached[ALL, 0.0]
             if rule not in (ALL, RANDOM):
                 found["minus_random"] = accuracy - reached[RANDOM, share]
-            if wrong.any():
+            if wrong.any() and self.labels == "noisy":
                 found["wrong"] = float(wrong[kept[rule, share]].mean())
             for name, value in found.items():
                 yield {**about, "score": rule, "statistic": f"{name}_at_{share:g}", "removed": share, "kind": name, "value": value}

@@ -126,7 +126,7 @@ class Mislabeled(Task):
             with folder.stage(f"seed {session.seed}"):
                 trained = experiment.train(session.seed, session.store, checkpoints=session.config["checkpoints"])
                 influence = scored(read, estimator, trained).influence.cpu().numpy()
-        own = by_self(influence) if self.score == "self" else by_mean(influence, estimator, experiment.measurement)
+        own = by_self(influence, method) if self.score == "self" else by_mean(influence, estimator, experiment.measurement)
         if first:
             folder.csv("suspects.csv", suspects(experiment.data, own))
         return {method: own, **baselines(session, trained, tuple(name for name in BASELINES if name != method))}

@@ -25,6 +25,8 @@ log = logging.getLogger("influx")
 
 BASELINES: dict[str, Estimator] = {"loss": Loss(), "gradient_norm": GradientNorm(), "random": Random(), "nearest": Nearest()}
 
+ROUNDING = 1e3  # times machine precision: how far the same number, computed for several examples, may spread
+
 Suspicion = Float[np.ndarray, " n_train"]
 
 
@@ -35,10 +37,17 @@ def by_mean(influence: Float[np.ndarray, "n_train n_test"], estimator: Estimator
     return mean if estimator.marks == "high" else -mean
 
 
-def by_self(influence: Float[np.ndarray, "n_train n_columns"]) -> Suspicion:
+def by_self(influence: Float[np.ndarray, "n_train n_columns"], method: str) -> Suspicion:
     """The influence of each training example on its own loss, the diagonal or all there is: most suspicious is what nothing else in the
-    training set supports."""
-    return influence[:, 0].copy() if influence.shape[1] == 1 else np.diagonal(influence).copy()
+    training set supports.
+
+    Raises:
+        InfluxError: it is the same for all of them but for rounding, as the cosine of anything with itself is.
+    """
+    own = influence[:, 0].copy() if influence.shape[1] == 1 else np.diagonal(influence).copy()
+    if np.ptp(own) <= ROUNDING * np.finfo(own.dtype).eps * np.abs(own).max():
+        raise InfluxError(f"method={method} gives every training example the same influence on itself: use task.score=mean.")
+    return own
 
 
 def suspects(data: Data, score: Suspicion) -> pd.DataFrame:
