@@ -301,4 +301,4 @@ def test_from_the_command_line_the_record_has_the_eigenvalues(tiny):
     assert ran.status == 0, ran.err
     facts = json.loads((ran.folder / "run.json").read_text())["facts"]
     assert facts["condition_number"] > 1e5
-    assert set(facts) == {"smallest_eigenvalue", "largest_eigenvalue", "condition_number"}
+    assert set(facts) == {"smallest_eigenvalue", "largest_eigenvalue", "condition_number", "test_accuracy"}

@@ -521,7 +521,7 @@ def test_an_edit_of_the_engine_changes_every_key(monkeypatch: pytest.MonkeyPatch
 
 def test_a_description_goes_into_nested_objects_and_keeps_the_source_of_a_users_class() -> None:
     inner = describe(Holder(Mlp(depth=1, width=3, activation="selu")))["inner"]
-    assert inner == {"class": "influx.models.mlp.Mlp", "depth": 1, "width": 3, "activation": "selu"}
+    assert inner == {"class": "influx.models.mlp.Mlp", "depth": 1, "width": 3, "activation": "selu", "dropout": 0.0}
     assert "class Holder:" in describe(Holder(Mlp()))["source"][__name__]
     assert "source" not in describe(Mlp())
     assert digest(describe(Holder(Mlp(width=3)))) != digest(describe(Holder(Mlp(width=4))))
