@@ -1,4 +1,4 @@
-"""Truth on the real data sets, in process, with the numbers that the README promises. Run with `-rA -s` to see them."""
+"""Estimates and truth on the real data sets, in process. Run with `-rA -s` to see the numbers."""
 
 from __future__ import annotations
 
