@@ -249,27 +249,35 @@ def _explain_configuration(error: Exception, command: str, arguments: list[str])
         return f"{several[1]} has several values: add -m to run once for each, or write [a,b] for a list."
     unknown = re.search(r"Could not (?:override|append to config|delete from config)[^']*'([^']+)'", text)
     if unknown and isinstance(error, ConfigCompositionException):
-        key = unknown[1].split("=")[0]
-        placed = re.search(r"Did you mean to override (\S+@\S+)\?", text)
-        if placed:
-            return f"'{key}' is chosen inside another group: write {placed[1]}=..."
-        if "already at" in text:
-            return f"'{key}' exists already: leave out the +."
-        group = key.partition(".")[0]
-        if (conf_dir() / group).is_dir() and not any(word.startswith(f"{group}=") for word in arguments if "." in key):
-            elsewhere = _of_a_group_left_out(command, key, group)
-            if elsewhere:
-                return elsewhere
-        if any(word.startswith(f"{group}=") and ("," in word or "(" in word) for word in arguments):  # composed with the default option
-            return f"there is no key '{key}' for every {group} of the sweep: write ++{key}=..., which sets it where it is missing."
-        known = sorted(_known_keys(command, arguments))
-        level, _, last = key.rpartition(".")
-        beside = [name for name in known if name.rpartition(".")[0] == level] or [name for name in known if "." not in name]
-        inside = [name for name in known if level and name.startswith(f"{level}.")]
-        deeper = [name for name in inside if name.rpartition(".")[2] == last]
-        hint = f" Did you mean '{deeper[0]}'?" if deeper else nearest(key, inside or known)
-        return f"there is no key '{key}'; there are {', '.join(beside)}.{hint}"
+        return _explain_key(unknown[1].split("=")[0], text, command, arguments)
     return str(error).strip().splitlines()[0]
+
+
+def _explain_key(key: str, text: str, command: str, arguments: list[str]) -> str:
+    """What to say of a key that cannot be set; `text` is Hydra's own complaint."""
+    placed = re.search(r"Did you mean to override (\S+@\S+)\?", text)
+    if placed:
+        return f"'{key}' is chosen inside another group: write {placed[1]}=..."
+    if "already at" in text:
+        return f"'{key}' exists already: leave out the +."
+    group = key.partition(".")[0]
+    if (conf_dir() / group).is_dir() and ("." not in key or not any(word.startswith(f"{group}=") for word in arguments)):
+        elsewhere = _of_a_group_left_out(command, key, group)
+        if elsewhere:
+            return elsewhere
+    if any(word.startswith(f"{group}=") and ("," in word or "(" in word) for word in arguments):  # composed with the default option
+        return f"there is no key '{key}' for every {group} of the sweep: write ++{key}=..., which sets it where it is missing."
+    return _nearest_key(key, sorted(_known_keys(command, arguments)))
+
+
+def _nearest_key(key: str, known: list[str]) -> str:
+    """A key that is not there, those beside it, and the one that may have been meant."""
+    level, _, last = key.rpartition(".")
+    beside = [name for name in known if name.rpartition(".")[0] == level] or [name for name in known if "." not in name]
+    inside = [name for name in known if level and name.startswith(f"{level}.")]
+    deeper = [name for name in inside if name.rpartition(".")[2] == last]
+    hint = f" Did you mean '{deeper[0]}'?" if deeper else nearest(key, inside or known)
+    return f"there is no key '{key}'; there are {', '.join(beside)}.{hint}"
 
 
 def _of_a_group_left_out(command: str, key: str, group: str) -> str:

@@ -81,8 +81,7 @@ class Laboratory(Record):
 
     @property
     def mislabelled(self) -> Int[np.ndarray, " rows"]:
-        data = self.experiment.data
-        return np.flatnonzero(np.isin(data.train_index, data.flipped))
+        return np.flatnonzero(self.experiment.data.wrong_labels)
 
     def after(self, trained: Trained) -> Laboratory:
         """The same, once the run's model is trained."""

@@ -62,6 +62,24 @@ def find_sites(net: nn.Module, example: Float[Tensor, " 1 *shape"], layers: Sequ
             "method=turnover_dropout trains each example on units of its own, and batch normalisation mixes the examples of a batch: use a "
             "model without it (model.batch_norm=false)."
         )
+    found = _hidden(net, example)
+    if not found:
+        raise InfluxError(
+            "method=turnover_dropout masks hidden units, and this model has no hidden layer with an activation module behind it: use "
+            "model=mlp, or another method."
+        )
+    beyond = [number for number in layers or () if number > len(found)]
+    if beyond:
+        raise InfluxError(
+            f"method.sites asks for hidden layer {beyond[0]}, and this model has {len(found)} that can be masked: number them from 1 to "
+            f"{len(found)}, or set method.sites=null for all."
+        )
+    numbered = [replace(site, layer=at) for at, site in enumerate(found)]
+    return tuple(site for site in numbered if layers is None or site.layer + 1 in layers)
+
+
+def _hidden(net: nn.Module, example: Float[Tensor, " 1 *shape"]) -> list[Site]:
+    """All activations that can be masked, in the order in which one run of the network has them."""
     found: list[Site] = []
     waiting: list[Site] = []
     weighted: nn.Module | None = None
@@ -82,19 +100,7 @@ def find_sites(net: nn.Module, example: Float[Tensor, " 1 *shape"], layers: Sequ
     leaves = {name: part for name, part in net.named_modules() if not any(part.children())}
     with _hooked(leaves, seen), torch.no_grad():
         net(example)
-    if not found:
-        raise InfluxError(
-            "method=turnover_dropout masks hidden units, and this model has no hidden layer with an activation module behind it: use "
-            "model=mlp, or another method."
-        )
-    beyond = [number for number in layers or () if number > len(found)]
-    if beyond:
-        raise InfluxError(
-            f"method.sites asks for hidden layer {beyond[0]}, and this model has {len(found)} that can be masked: number them from 1 to "
-            f"{len(found)}, or set method.sites=null for all."
-        )
-    numbered = [replace(site, layer=at) for at, site in enumerate(found)]
-    return tuple(site for site in numbered if layers is None or site.layer + 1 in layers)
+    return found
 
 
 def _activates(part: nn.Module) -> bool:

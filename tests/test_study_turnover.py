@@ -10,8 +10,8 @@ import pytest
 import yaml
 
 from influx.studies import Study
-from influx.studies.ceiling import NoiseCeiling
 from influx.studies.claims import FAILED, OPEN, REPRODUCED
+from influx.studies.quantities import Value
 
 CONF = Path(__file__).parents[1] / "conf"
 SEEDS = 4
@@ -131,6 +131,5 @@ def test_one_and_several_models_are_compared_with_one_truth(scale):
 def test_the_noise_ceiling_is_the_truths_own():
     columns = {"arm": "truth", "statistic": ["spearman", "pearson"] * 2, "seed": [0, 0, 1, 1], "value": 0.1}
     table = pd.DataFrame({**columns, "noise_ceiling": [0.7, 0.6, math.nan, 0.5]})
-    assert NoiseCeiling("truth").per_seed(table).to_dict() == {0: 0.7}  # the other seed's is not defined
-    assert NoiseCeiling("truth", "pearson").per_seed(table).to_dict() == {0: 0.6, 1: 0.5}
-    assert NoiseCeiling("truth").arms == ("truth",)
+    assert Value("truth", column="noise_ceiling").per_seed(table).to_dict() == {0: 0.7}  # the other seed's is not defined
+    assert Value("truth", "pearson", column="noise_ceiling").per_seed(table).to_dict() == {0: 0.6, 1: 0.5}

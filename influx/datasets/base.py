@@ -16,7 +16,7 @@ from typing import Any, Literal, final, get_args
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, Num
+from jaxtyping import Bool, Float, Int, Num
 from torch import Tensor
 
 from influx import rules
@@ -88,6 +88,11 @@ class Data:
     @property
     def n_test(self) -> int:
         return len(self.test_targets)
+
+    @property
+    def wrong_labels(self) -> Bool[np.ndarray, " n_train"]:
+        """Which training labels the label noise has changed."""
+        return np.isin(self.train_index, self.flipped)
 
     @property
     def input_shape(self) -> tuple[int, ...]:

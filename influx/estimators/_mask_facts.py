@@ -26,6 +26,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
+from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
 from influx.errors import warn_accuracy
@@ -111,11 +112,7 @@ def _told(show: Show, masked: Problem, mislabelled: Int[np.ndarray, " wrong"], g
 
 def _told_apart(losses: Float[Tensor, " rows"], wrong: Int[np.ndarray, " wrong"]) -> float:
     """Share of pairs of one of these rows and another whose losses stand in the right order, ties for half."""
-    chosen = torch.zeros(len(losses), dtype=torch.bool, device=losses.device)
-    chosen[torch.as_tensor(wrong, device=losses.device)] = True
-    others = losses[~chosen].sort().values
-    below = [torch.searchsorted(others, losses[chosen], right=right).double() for right in (False, True)]
-    return ((below[0] + below[1]) / 2).mean().item() / len(others)
+    return float(roc_auc_score(np.isin(np.arange(len(losses)), wrong), losses.cpu().numpy()))
 
 
 def _drawn(among: int, count: int, generator: torch.Generator, like: Tensor) -> Int[Tensor, " count"]:

@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, final
 
 import numpy as np
 from jaxtyping import Float
@@ -24,6 +24,11 @@ class Comparison(ABC):
     @abstractmethod
     def arms(self) -> tuple[str, ...]:
         """The arms whose jobs it reads."""
+
+    @final
+    def seeds(self, folders: Folders) -> list[int]:
+        """Those that all of its arms have."""
+        return sorted(set.intersection(*(set(folders[arm]) for arm in self.arms)))
 
     @abstractmethod
     def rows(self, folders: Folders) -> list[dict[str, Any]]:
@@ -42,7 +47,7 @@ class TruthAgreement(Comparison):
         return (self.first, self.second)
 
     def rows(self, folders: Folders) -> list[dict[str, Any]]:
-        both = sorted(set(folders[self.first]) & set(folders[self.second]))
+        both = self.seeds(folders)
         first, second = truths(folders[self.first], both), truths(folders[self.second], both)
         return rows_of({seed: truth_correlations(first[seed], second[seed]) for seed in both})
 
@@ -65,7 +70,7 @@ class EstimateAgreement(Comparison):
 
     def rows(self, folders: Folders) -> list[dict[str, Any]]:
         estimates = folders[self.estimate]
-        both = sorted(set(estimates) & set(folders[self.truth]))
+        both = self.seeds(folders)
         truth = truths(folders[self.truth], both)
         return rows_of({seed: estimate_correlations(estimates[seed], truth[seed]) for seed in both})
 
@@ -112,8 +117,7 @@ class InfluenceAgreement(Comparison):
         return (self.first, self.second)
 
     def rows(self, folders: Folders) -> list[dict[str, Any]]:
-        both = sorted(set(folders[self.first]) & set(folders[self.second]))
-        return rows_of({seed: nearness(*self._aligned(folders[self.first][seed], folders[self.second][seed])) for seed in both})
+        return rows_of({seed: nearness(*self._aligned(*(folders[arm][seed] for arm in self.arms))) for seed in self.seeds(folders)})
 
     @staticmethod
     def _aligned(first: Path, second: Path) -> tuple[np.ndarray, np.ndarray]:

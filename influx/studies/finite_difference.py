@@ -39,7 +39,7 @@ class FiniteDifference(Comparison):
         return (self.plus, self.minus)
 
     def rows(self, folders: Folders) -> list[dict[str, Any]]:
-        both = sorted(set(folders[self.plus]) & set(folders[self.minus]))
+        both = self.seeds(folders)
         up, down = truths(folders[self.plus], both), truths(folders[self.minus], both)
         made = {}
         for seed in both:

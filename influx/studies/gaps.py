@@ -114,8 +114,9 @@ class Gaps(Comparison):
         return tuple(self.chain)
 
     def rows(self, folders: Folders) -> list[dict[str, Any]]:
-        common = sorted(set.intersection(*(set(folders[arm]) for arm in self.chain)))
-        return rows_of({seed: self._of_seed([Responses.read(folders[arm][seed], seed) for arm in self.chain]) for seed in common})
+        return rows_of(
+            {seed: self._of_seed([Responses.read(folders[arm][seed], seed) for arm in self.chain]) for seed in self.seeds(folders)}
+        )
 
     @staticmethod
     def _of_seed(chain: list[Responses]) -> dict[str, float]:
@@ -160,7 +161,7 @@ class Derivative(Comparison):
 
     def rows(self, folders: Folders) -> list[dict[str, Any]]:
         made = []
-        for seed in sorted(set.intersection(*(set(folders[arm]) for arm in self.arms))):
+        for seed in self.seeds(folders):
             plus, minus, linear = (Responses.read(folders[arm][seed], seed) for arm in self.arms)
             shared = np.array(sorted(set(plus.rows.tolist()) & set(minus.rows.tolist()) & set(linear.rows.tolist())))
             expected = linear.at(shared).parameters - linear.full_parameters

@@ -36,12 +36,14 @@ class Quantity(ABC):
 class Value(Quantity):
     """A statistic of an arm (or comparison) at one point of the grid; `at` needs the axes with several levels only.
 
-    `statistic` is a row of correlations.csv (spearman, pearson, ...), or what a comparison computes.
+    `statistic` is a row of the job's table (spearman, roc_auc, ...), a fact that it noted, or what a comparison computes. `column` is
+    "value", or "noise_ceiling": the highest that any estimate could reach against a truth of that reliability (`influx.reliability`).
     """
 
     arm: str
     statistic: str = "spearman"
     at: Mapping[str, Any] = field(default_factory=dict)
+    column: str = "value"
 
     @property
     def arms(self) -> tuple[str, ...]:
@@ -53,7 +55,7 @@ class Value(Quantity):
             if axis not in results:
                 raise InfluxError(f"there is no axis '{axis}' in the study's grid.")
             chosen &= results[axis].astype(str) == str(level)
-        values = results[chosen].dropna(subset=["value"]).set_index("seed")["value"]
+        values = results[chosen].dropna(subset=[self.column]).set_index("seed")[self.column]
         if values.index.has_duplicates:
             raise InfluxError(f"arm {self.arm} has several values of {self.statistic} for a seed at {dict(self.at)}: say more under `at`.")
         return values.sort_index()

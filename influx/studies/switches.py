@@ -65,7 +65,7 @@ class Switches(Comparison):
         return tuple(dict.fromkeys((*self.estimates.values(), *self.truths.values(), *self.alone.values(), *self.left.values())))
 
     def rows(self, folders: Folders) -> list[dict[str, Any]]:
-        seeds = sorted(set.intersection(*(set(folders[arm]) for arm in self.arms)))
+        seeds = self.seeds(folders)
         known = {arm: truths(folders[arm], seeds) for arm in self.truths.values()}
         found = {
             seed: self._of_seed({arm: folders[arm][seed] for arm in self.arms}, {arm: truth[seed] for arm, truth in known.items()})

@@ -31,7 +31,7 @@ class Seconds(Comparison):
 
     def rows(self, folders: Folders) -> list[dict[str, Any]]:
         made: dict[int, dict[str, float]] = {}
-        for seed in set.intersection(*(set(folders[arm]) for arm in self.arms)):
+        for seed in self.seeds(folders):
             seconds = [json.loads((folders[arm][seed] / "run.json").read_text())["stage_seconds"][self.stage] for arm in self.arms]
             made[seed] = {"seconds": seconds[0]} | ({"ratio": seconds[0] / seconds[1]} if self.over else {})
-        return rows_of(dict(sorted(made.items())))
+        return rows_of(made)

@@ -7,11 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import pandas as pd
-from jaxtyping import Bool
 
-from influx.datasets import Data
 from influx.errors import InfluxError
 from influx.estimators import Estimator
 from influx.estimators.external import External
@@ -70,11 +67,6 @@ def replicas(session: Session, seeds: int) -> Iterator[Session]:
         data = load(own, session.experiment.model, like.dtype, like.device)
         config = {**session.config, "seed": session.seed + more, "dataset": own}
         yield replace(session, config=config, seed=session.seed + more, experiment=replace(session.experiment, data=data))
-
-
-def wrong_labels(data: Data) -> Bool[np.ndarray, " n_train"]:
-    """Which training labels the label noise has changed."""
-    return np.isin(data.train_index, data.flipped)
 
 
 def over_seeds(rows: Sequence[Mapping[str, Any]], by: Sequence[str]) -> pd.DataFrame:

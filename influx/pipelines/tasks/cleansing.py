@@ -35,7 +35,7 @@ from influx.instantiate import build
 from influx.pipelines import test_points
 from influx.pipelines.estimate import estimate, scored
 from influx.pipelines.session import Session, check_batches
-from influx.pipelines.tasks.base import Task, check_session, note_table, over_seeds, replicas, wrong_labels
+from influx.pipelines.tasks.base import Task, check_session, note_table, over_seeds, replicas
 from influx.pipelines.tasks.retrained import fresh_seeds, on_rows, trainings
 from influx.pipelines.tasks.suspicion import Suspicion, baselines, by_mean
 from influx.progress import progress
@@ -106,7 +106,7 @@ class Cleansing(Task):
             )
         if self.readout == "test":
             session.folder.warn(ON_THE_TEST_SET)
-        if self.labels == "clean" and not wrong_labels(experiment.data).any():
+        if self.labels == "clean" and not experiment.data.wrong_labels.any():
             session.folder.warn("task.labels=clean changes nothing: dataset.label_noise=0 leaves every label as it is.")
         if self.restart == "continued" and self.repeats == 1:
             session.folder.warn("task.restart=continued changes nothing with task.repeats=1.")
@@ -153,7 +153,7 @@ class Cleansing(Task):
         """Statistics of one seed."""
         _, reported = self._parts(session)
         experiment = session.experiment.on_tests(reported)
-        wrong, n = wrong_labels(experiment.data), experiment.data.n_train
+        wrong, n = experiment.data.wrong_labels, experiment.data.n_train
         about = {"seed": session.seed, "noise_seed": session.config["dataset"].get("noise_seed", 0)}
         kept = {(ALL, 0.0): np.arange(n)}
         kept |= {(rule, share): np.sort(order[self._count(share, n) :]) for rule, order in orders.items() for share in self.removed}
@@ -199,7 +199,7 @@ class Cleansing(Task):
         lines = table[table["kind"] == "accuracy"].rename(columns={"value": "accuracy"})
         folder.csv("curve.csv", lines[["score", "removed", "accuracy", "ci_low", "ci_high", "n_seeds"]])
         note_table(folder, "cleansing.csv", f"accuracy_at_{last:g}", f"test accuracy after removing {last:.0%}")
-        wrong = wrong_labels(data).sum()
+        wrong = data.wrong_labels.sum()
         about = (
             f"{data.n_train} training examples, {wrong} labels wrong; {self.seeds} seed{'s' * (self.seeds > 1)} of "
             f"{self.repeats} trainings; accuracy on {len(self._parts(session)[1])} test examples"
@@ -222,7 +222,7 @@ def removal_order(suspicion: Suspicion) -> Order:
 def _others(session: Session, trained: Trained) -> dict[str, Order]:
     data, n = session.experiment.data, session.experiment.data.n_train
     drawn = numpy_generator(session.seed, "removal at random").permutation(n)
-    wrong = wrong_labels(data)
+    wrong = data.wrong_labels
     orders = {"loss": removal_order(baselines(session, trained, ("loss",))["loss"]), RANDOM: drawn}
     if wrong.any():
         orders[ORACLE] = drawn[np.argsort(~wrong[drawn], kind="stable")]

@@ -32,7 +32,7 @@ from influx.measurements import Loss
 from influx.pipelines import test_points
 from influx.pipelines.estimate import estimate, scored
 from influx.pipelines.session import Session
-from influx.pipelines.tasks.base import Task, check_session, note_table, over_seeds, replicas, wrong_labels
+from influx.pipelines.tasks.base import Task, check_session, note_table, over_seeds, replicas
 from influx.pipelines.tasks.detection import curve, measures, shares
 from influx.pipelines.tasks.suspicion import BASELINES, Suspicion, baselines, by_mean, by_self, suspects
 from influx.pipelines.train import train
@@ -68,7 +68,7 @@ class Mislabeled(Task):
         """
         check_session("mislabeled", session, estimator, self.seeds)
         data = session.experiment.data
-        wrong = int(wrong_labels(data).sum())
+        wrong = int(data.wrong_labels.sum())
         if wrong in (0, data.n_train):
             noise = session.config["dataset"].get("label_noise", 0.0)
             raise InfluxError(
@@ -91,7 +91,7 @@ class Mislabeled(Task):
         curves: list[dict[str, Any]] = []
         for number, one in enumerate(replicas(session, self.seeds)):
             scores = self._scores(one, estimator, first=number == 0)
-            wrong = wrong_labels(one.experiment.data)
+            wrong = one.experiment.data.wrong_labels
             about = {"seed": one.seed, "noise_seed": one.config["dataset"].get("noise_seed", 0)}
             found = {name: measures(score, wrong, self.budgets) for name, score in scores.items()}
             for name, score in scores.items():
@@ -141,10 +141,10 @@ class Mislabeled(Task):
         folder.csv("curve.csv", lines)
         note_table(folder, "detection.csv", HEADLINE, "ROC AUC of finding wrong labels")
         data = session.experiment.data
-        about = f"{int(wrong_labels(data).sum())} of {data.n_train} training labels wrong, {self.seeds} seed{'s' * (self.seeds > 1)}"
+        about = f"{int(data.wrong_labels.sum())} of {data.n_train} training labels wrong, {self.seeds} seed{'s' * (self.seeds > 1)}"
         if session.config["pictures"]:
             title = f"{method} on {data.name}, {type(session.experiment.model).__name__.lower()}: finding wrong labels"
-            share = float(wrong_labels(data).mean())
+            share = float(data.wrong_labels.mean())
             save_detection(lines, table, folder.path / "detection.png", method=method, share=share, title=title, about=about)
         screen = Console(width=100, file=io.StringIO())
         screen.print(detection_lines(table, about))

@@ -19,7 +19,6 @@ from influx.experiment import Trained
 from influx.measurements import Measurement
 from influx.pipelines.exhibits import label, text
 from influx.pipelines.session import Session
-from influx.pipelines.tasks.base import wrong_labels
 
 log = logging.getLogger("influx")
 
@@ -59,7 +58,7 @@ def suspects(data: Data, score: Suspicion) -> pd.DataFrame:
             "rank": np.arange(1, len(order) + 1),
             "train_index": data.train_index[order],
             "label": [label(data, data.train_targets[row]) for row in order],
-            "wrong": wrong_labels(data)[order],
+            "wrong": data.wrong_labels[order],
             "score": score[order],
         }
     )
