@@ -20,27 +20,31 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from influx import frozen, stacking
+from influx.aims import Aims, Labelled
 from influx.datasets import Data
 from influx.errors import InfluxError
 from influx.instantiate import describe
 from influx.measurements import Measurement
+from influx.measurements.base import Posing
 from influx.models import Model, build
-from influx.models.base import Shape, last_layer
+from influx.models.base import Placed, Shape, last_layer
 from influx.objectives import Objective
+from influx.objectives.base import Clustering, Coupled, Unlabelled, standing
 from influx.problem import GIBIBYTE, Examples, Problem
 from influx.stacking import Stack, stack, unstack
-from influx.store import Store
+from influx.store import Store, digest
 from influx.training import Fit, Task, Training
 from influx.training.first_order import FirstOrder
 from influx.trajectory import Snapshot, Step, Trajectory
 
 ENGINE = (  # what turns a key into numbers, beside the objects that the key describes
-    "curvature.py", "estimators/adjoint.py", "estimators/recursion.py", "experiment.py", "frozen.py", "gradients.py", "kronecker.py",
-    "layered.py", "masking.py", "masks.py", "measurements.py", "models", "objectives.py", "problem.py", "quasi_newton.py", "responses",
-    "seeding.py", "shards.py", "solvers", "stacking.py", "training", "trajectory.py",
+    "aims.py", "curvature.py", "estimators/adjoint.py", "estimators/recursion.py", "experiment.py", "frozen.py", "gradients.py",
+    "kronecker.py", "layered.py", "masking.py", "masks.py", "measurements", "models", "objectives", "problem.py", "quasi_newton.py",
+    "responses", "seeding.py", "shards.py", "solvers", "stacking.py", "training", "trajectory.py",
 )  # fmt: skip
 
 RANDOM = (nn.modules.dropout._DropoutNd, nn.RReLU)  # layers that draw while training
+PLACED: dict[str, dict[str, Tensor]] = {}  # starts that depend on the data, found once a process
 SNAPSHOT_BYTES = 2**28  # of all snapshots of a training together; larger models keep fewer
 
 HISTORY = ("epoch", "loss", "objective", "accuracy", "gradient_norm")  # columns of a training's record
@@ -80,13 +84,44 @@ class Experiment:
     def _place(self, index: Int[np.ndarray, " n"]) -> Int[Tensor, " n"]:
         return torch.as_tensor(index, device=self.data.train_inputs.device)
 
-    @property
-    def train_examples(self) -> Examples:
-        return Examples(self.data.train_inputs, self.data.train_targets, self._place(self.data.train_index))
+    def _train_part(self) -> Labelled:
+        return self.data.train_inputs, self.data.train_targets
+
+    def _test_part(self) -> Labelled:
+        return self.data.test_inputs, self.data.test_targets
+
+    def train_examples(self, seed: int) -> Examples:
+        """With the targets of the training objective, those of coupled ones as they are where the seed's training starts."""
+        if not isinstance(self.objective, Unlabelled):
+            return Examples(*self._train_part(), self._place(self.data.train_index))
+        targets = self._aims(seed, None).of_objective(self._train_part())
+        return Examples(self.data.train_inputs, targets, self._place(self.data.train_index))
+
+    def test_examples(self, seed: int, trained: Trained | None = None) -> Examples:
+        """With what the measurement compares their outputs with, targets that are recomputed as they are under the trained model."""
+        if not isinstance(self.objective, Unlabelled) and self.measurement.reads != "start":
+            return Examples(*self._test_part(), self._place(self.data.test_index))
+        targets = self._aims(seed, trained).of_measurement(self.measurement, self._test_part())
+        return Examples(self.data.test_inputs, targets, self._place(self.data.test_index))
+
+    def posed(self, seed: int, trained: Trained) -> Examples:
+        """The test examples as the training objective would have them."""
+        return Examples(self.data.test_inputs, self._aims(seed, trained).of_objective(self._test_part()), self._place(self.data.test_index))
+
+    def _aims(self, seed: int, trained: Trained | None) -> Aims:
+        module = self.initial(seed)
+        start = {name: value.detach() for name, value in module.named_parameters()}, dict(module.named_buffers())
+        return Aims(module, start, start if trained is None else (trained.params, trained.buffers), self.objective, self._train_part())
 
     @property
-    def test_examples(self) -> Examples:
-        return Examples(self.data.test_inputs, self.data.test_targets, self._place(self.data.test_index))
+    def gives_classes(self) -> bool:
+        """Whether outputs are scores of the classes (or clusters) that the test examples' labels name."""
+        unnamed = isinstance(self.objective, Unlabelled) and not isinstance(self.objective, Clustering)
+        return self.data.task == "classification" and not self.data.test_names and not unnamed
+
+    @property
+    def n_outputs(self) -> int:
+        return self.objective.n_outputs(self.data) if isinstance(self.objective, Unlabelled) else self.data.n_outputs
 
     @property
     def n_test(self) -> int:
@@ -111,9 +146,26 @@ class Experiment:
 
     def module(self, seed: int) -> nn.Module:
         """A freshly initialised module, a function of `seed` alone (drawn in float32, so that both number types start alike)."""
-        shape = Shape(self.data.input_shape, self.data.n_outputs, self.data.task)
-        inputs = self.data.train_inputs
-        return build(self.model, shape, seed).to(inputs.device, inputs.dtype)
+        numbers = isinstance(self.objective, Unlabelled) and not isinstance(self.objective, Clustering)
+        task = "regression" if numbers else self.data.task
+        shape = Shape(self.data.input_shape, self.n_outputs, task, len(self.data.words))
+        return build(self.model, shape, seed).to(self.data.train_inputs.device, self.dtype)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of parameters and outputs; inputs may be whole numbers that stand for words."""
+        return self.data.dtype
+
+    def initial(self, seed: int) -> nn.Module:
+        """The module that the seed's training starts from: `module`, unless where it starts depends on the data."""
+        module = self.module(seed)
+        if isinstance(self.model, Placed):
+            key = digest({"data": self.train_digest, "model": describe(self.model), "dtype": str(self.dtype), "seed": seed})
+            if key not in PLACED:
+                self.model.place(module, self.data, seed)
+                PLACED[key] = {name: value.detach().clone() for name, value in module.state_dict().items()}
+            module.load_state_dict(PLACED[key])
+        return module
 
     def trainable(self, which: str, module: nn.Module) -> tuple[str, ...]:
         return tuple(name for name, _ in module.named_parameters()) if which == "all" else last_layer(module)
@@ -121,12 +173,12 @@ class Experiment:
     def task(self, seed: int, weights: Float[Tensor, "k n"], *, order: int | None = None, keep: tuple[int, ...] = ()) -> Task:
         """K copies of the seed's initial model with their example weights, every parameter trainable; `order` is the batch order's seed
         when it is another."""
-        module = self.module(seed)
+        module = self.initial(seed)
         params = stack({name: value.detach() for name, value in module.named_parameters()}, len(weights))
         buffers = stack(dict(module.named_buffers()), len(weights))
         trainable = self.trainable("all", module)
         order = seed if order is None else order
-        return Task(module, params, buffers, self.train_examples, weights, self.objective, trainable, order, None, keep)
+        return Task(module, params, buffers, self.train_examples(seed), weights, self.objective, trainable, order, None, keep)
 
     @property
     def about(self) -> str:
@@ -141,8 +193,8 @@ class Experiment:
             "torch": torch.__version__,
             "data": self.train_digest,
             "inputs": list(self.data.input_shape),
-            "outputs": self.data.n_outputs,
-            "dtype": str(inputs.dtype),
+            "outputs": self.n_outputs,
+            "dtype": str(self.dtype),
             "device": inputs.device.type,
             "model": describe(self.model),
             "training": describe(self.training),
@@ -218,14 +270,14 @@ class Experiment:
     def _marks(self, checkpoints: int) -> tuple[int, ...]:
         if not isinstance(self.training, FirstOrder) or checkpoints < 2:
             return ()
-        each = 3 * sum(value.nbytes for value in self.module(0).to(self.data.train_inputs.dtype).parameters())  # two moments at most
+        each = 3 * sum(value.nbytes for value in self.module(0).parameters())  # two moments at most
         return self.training.marks(self.data.n_train, min(checkpoints, 1 + SNAPSHOT_BYTES // each))
 
     def _along(self, seed: int, order: int | None, marks: tuple[int, ...]) -> dict[str, Any]:
         return self.key(seed, order=order, snapshots=list(marks))
 
     def _task(self, seed: int, order: int | None, keep: tuple[int, ...]) -> Task:
-        ones = torch.ones(1, self.data.n_train, dtype=self.data.train_inputs.dtype, device=self.data.train_inputs.device)
+        ones = torch.ones(1, self.data.n_train, dtype=self.dtype, device=self.data.train_inputs.device)
         return self.task(seed, ones, order=order, keep=keep)
 
     def _fit(self, seed: int, order: int | None, keep: tuple[int, ...]) -> Trained:
@@ -242,29 +294,40 @@ class Experiment:
 
     def problem(self, trained: Trained, seed: int, memory: int = 2 * GIBIBYTE) -> Problem:
         """The fitted problem that estimators work on, in so many bytes."""
+        train = self.train_examples(seed)
+        if isinstance(self.objective, Coupled) and self.objective.recompute:
+            train = replace(train, targets=self._aims(seed, trained).of_objective(self._train_part()))
         return Problem(
-            self.module(seed), trained.params, trained.buffers, self.train_examples, self.test_examples,
-            self.objective, self.measurement, self.training.weight_decay, (), memory,
+            self.module(seed), trained.params, trained.buffers, train, self.test_examples(seed, trained),
+            self.objective, self.measurement, self.training.weight_decay, (), memory, self._judged(train, seed, trained),
         )  # fmt: skip
+
+    def _judged(self, train: Examples, seed: int, trained: Trained) -> Examples:
+        reads = self.measurement.reads
+        if reads == "targets" or (reads == "labels" and not isinstance(self.objective, Unlabelled)) or isinstance(self.measurement, Posing):
+            return train
+        return replace(train, targets=self._aims(seed, trained).of_measurement(self.measurement, self._train_part()))
 
     def untrained(self, seed: int, memory: int = 2 * GIBIBYTE) -> Problem:
         """The problem before training: what a method's needs can be checked against."""
-        module = self.module(seed)
+        module = self.initial(seed)
         start = {name: value.detach() for name, value in module.named_parameters()}
         return self.problem(Trained(start, dict(module.named_buffers()), math.nan, [], 0.0), seed, memory)
 
-    def measure(self, module: nn.Module, params: Stack, buffers: Stack) -> Float[Tensor, "k n_test"]:
-        """The measurement of K models on every test example (or on the whole set: one column)."""
-        examples, models = self.test_examples, len(next(iter(params.values())))
+    def measure(self, seed: int, module: nn.Module, params: Stack, buffers: Stack) -> Float[Tensor, "k n_test"]:
+        """The measurement of K models of a seed on every test example (or on the whole set: one column)."""
+        examples, models = self.test_examples(seed), len(next(iter(params.values())))
         module, params, buffers, inputs = frozen.reduced(module, params, buffers, examples.inputs)
         examples = replace(examples, inputs=inputs)
         each = stacking.bytes_per_row(module, unstack(params, 0), unstack(buffers, 0), examples.inputs)
+        together = self.measurement.reads == "targets" and isinstance(self.objective, Coupled) and self.objective.recompute
         pieces = []
         with torch.no_grad():
-            for rows in stacking.blocks(len(examples), 4 * models * each):
+            for rows in [slice(0, len(examples))] if together else stacking.blocks(len(examples), 4 * models * each):
                 part = examples.take(rows)
                 outputs = stacking.outputs(module, params, buffers, part.inputs)
-                pieces.append(self.measurement.value(outputs, part.targets, self.objective))
+                targets = standing(self.objective, outputs, part.targets, torch.ones_like(outputs[..., 0])) if together else part.targets
+                pieces.append(self.measurement.value(outputs, targets, self.objective))
         values = torch.cat(pieces, dim=1)
         return values.mean(1, keepdim=True) if self.measurement.whole_set else values
 

@@ -156,7 +156,8 @@ def of_outputs(
     count, out = outputs.shape
     with torch.enable_grad():
         leaf = outputs.detach().repeat(out, 1).requires_grad_(True)
-        gradient = torch.autograd.grad(objective.loss(leaf, targets.repeat(out)).sum(), leaf, create_graph=True)[0]
+        aims = targets.repeat(out, *[1] * (targets.dim() - 1))
+        gradient = torch.autograd.grad(objective.loss(leaf, aims).sum(), leaf, create_graph=True)[0]
         first = gradient.detach()[:count]
         if not gradient.requires_grad:  # a loss that is linear in the outputs
             return first, first.new_zeros(count, out, out)

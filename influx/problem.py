@@ -37,7 +37,7 @@ class Examples:
     """Inputs and their targets, on the device and in the type of the computation; `index` is their place in the data set's own order."""
 
     inputs: Shaped[Tensor, " n *shape"]
-    targets: Shaped[Tensor, " n"]
+    targets: Shaped[Tensor, " n *target"]
     index: Int[Tensor, " n"] | None = None
 
     def __len__(self) -> int:
@@ -50,7 +50,8 @@ class Examples:
 @dataclass(frozen=True)
 class Problem:
     """One trained model with its data; `select` narrows the parameters that count. `memory` is the most bytes that an estimator's arrays
-    should hold at once, beside the influence matrix itself."""
+    should hold at once, beside the influence matrix itself. `judged` are the training examples as the measurement would have them: with the
+    targets that it reads, labels where it judges by labels a model that was trained without them (null: as `train` has them)."""
 
     module: nn.Module
     params: dict[str, Tensor]
@@ -62,6 +63,7 @@ class Problem:
     weight_decay: float
     selected: tuple[str, ...] = ()
     memory: int = 2 * GIBIBYTE
+    judged: Examples | None = None
 
     def __post_init__(self) -> None:
         if not self.selected:
@@ -200,7 +202,7 @@ class Problem:
     def passes(self, examples: Examples, each: int = 0) -> Iterator[tuple[slice, Pass]]:
         """Forward passes with all that backward passes need, in blocks of rows; `each` is how many more bytes a row keeps busy."""
         layers = self.matrix_layers if self.layers is None else self.layers
-        number = self.train.inputs.element_size() * self.numbers_per_row
+        number = self.theta.element_size() * self.numbers_per_row
         for rows in blocks(len(examples), 2 * number + each):
             yield rows, gradients.forward(self.module, layers, self.state, examples.inputs[rows])
 

@@ -291,14 +291,14 @@ class Retraining:
         def again() -> dict[str, Tensor]:
             task, found = alone.move()
             moved = torch.stack([(found.params[name][0] - base.params[name]).abs().max() for name in base.params]).max()
-            return {"moved": moved, "values": experiment.measure(task.module, found.params, found.buffers)[0]}
+            return {"moved": moved, "values": experiment.measure(seed, task.module, found.params, found.buffers)[0]}
 
         if self.recipe.start == "warm" and not self.recipe.response.anchored:  # those cost nothing
             moved, values = gathering.unchanged["moved"], gathering.unchanged["values"][0]
         else:
             found, _ = store.fetch("control", alone.key, again, f"{experiment.about}, seed {seed}, nothing removed")
             moved, values = found["moved"], found["values"]
-        drift = values.double().cpu().numpy() - measured(experiment, base)
+        drift = values.double().cpu().numpy() - measured(experiment, base, seed)
         size = np.abs(drift)
         return Control(moved.item(), float(size.max()), float(drift.mean()), float(np.median(size)), gathering.drift)
 

@@ -91,7 +91,7 @@ class Shard:
     def task(self) -> Task:
         data, sets = self.experiment.data, self.part.sets
         n, strength = data.n_train, self.recipe.strength
-        weights = torch.ones(len(sets) + 1, n, dtype=data.train_inputs.dtype, device=data.train_inputs.device)
+        weights = torch.ones(len(sets) + 1, n, dtype=data.dtype, device=data.train_inputs.device)
         for k, rows in enumerate(sets, start=1):
             if self.recipe.divisor == "n-1":  # average over what is left
                 weights[k] *= n / (n - strength * len(rows))
@@ -119,7 +119,7 @@ class Shard:
         `parameters` [k + 1, P], all of them.
         """
         task, moved = self.move()
-        found = {"values": self.experiment.measure(task.module, moved.params, moved.buffers)}
+        found = {"values": self.experiment.measure(self.draw.init, task.module, moved.params, moved.buffers)}
         if moved.account is not None:
             found |= vars(moved.account)
         if self.recipe.start == "warm":
@@ -140,8 +140,8 @@ def stack_size(experiment: Experiment, response: Response | None = None, *, trai
     layer = frozen.find(module, {**params, **dict(module.named_buffers())}, inputs) if trainable == "last_layer" else None
     if layer is not None:  # the others are computed once, and held once
         params = {name: params[name] for name in layer.names}
-        row = experiment.data.n_outputs * inputs.element_size()
-    size = sum(value.numel() for value in params.values()) * inputs.element_size()
+        row = experiment.n_outputs * experiment.dtype.itemsize
+    size = sum(value.numel() for value in params.values()) * experiment.dtype.itemsize
     if response is not None and response.vectors is not None:
         return int(np.clip(RESPONSE_BYTES // (response.vectors * size), FEWEST, MOST_RESPONSES))
     return int(np.clip(STACK_BYTES // experiment.training.memory(size, row, len(inputs)), FEWEST, experiment.training.most_at_once))

@@ -67,7 +67,7 @@ class Truth:
 def check_room(experiment: Experiment, n_removed: int, n_seeds: int, allowed: int) -> None:
     """Raise `InfluxError` when the `Responses` of so many models would take more than the bytes allowed."""
     data, size = experiment.data, sum(value.numel() for value in experiment.module(0).parameters())
-    needed = (n_removed + 1) * n_seeds * (data.n_train * data.n_outputs + size) * data.train_inputs.element_size()
+    needed = (n_removed + 1) * n_seeds * (data.n_train * experiment.n_outputs + size) * experiment.dtype.itemsize
     if needed > allowed:
         raise InfluxError(
             f"retraining.keep=responses would hold {memory.shown(needed)} of outputs and parameters, and memory allows "
@@ -82,7 +82,8 @@ class Gathering:
     def __init__(self, experiment: Experiment, shards: list[Shard], bases: list[Trained], sets: Removals, *, from_stack: bool) -> None:
         self.experiment, self.shards, self.sets, self.seeds, self.from_stack = experiment, shards, sets, len(bases), from_stack
         self.bases = bases
-        self.trained = [measured(experiment, base) for base in bases]
+        draws = [shard.draw.init for shard in shards[:: len(shards) // self.seeds]]
+        self.trained = [measured(experiment, base, init) for base, init in zip(bases, draws, strict=True)]
         self.place = np.cumsum([0, *(len(shard.part) for shard in shards)])  # rows of the arrays, seed by seed
         self.accounts: list[dict[str, Tensor] | None] = [None] * len(shards)
         self.change = self._empty(experiment.n_test)
@@ -166,9 +167,10 @@ class Gathering:
         return f"without {self.experiment.data.train_index[self.sets.rows[j]]}"
 
 
-def measured(experiment: Experiment, trained: Trained) -> Float[np.ndarray, " n_test"]:
+def measured(experiment: Experiment, trained: Trained, seed: int) -> Float[np.ndarray, " n_test"]:
+    """The measurement of a trained model; `seed` is where its training started, which some measurements compare it with."""
     params, buffers = stacking.stack(trained.params, 1), stacking.stack(trained.buffers, 1)
-    return experiment.measure(experiment.module(0), params, buffers)[0].double().cpu().numpy()
+    return experiment.measure(seed, experiment.module(0), params, buffers)[0].double().cpu().numpy()
 
 
 def _seed_last(array: np.ndarray) -> np.ndarray:

@@ -252,7 +252,7 @@ def at_random(model: Model, row: str) -> Problem:
     made = experiment(row, model=model)
     module = made.module(1)
     params = {key: 1.5 * value.detach() for key, value in module.named_parameters()}
-    return Problem(module, params, {}, made.train_examples, made.test_examples, made.objective, made.measurement, 0.02)
+    return Problem(module, params, {}, made.train_examples(0), made.test_examples(0), made.objective, made.measurement, 0.02)
 
 
 @pytest.mark.parametrize("which", ["all", "last_layer"])

@@ -224,7 +224,7 @@ def test_influence_is_the_derivative_of_reweighting(name):
     stacked = {key: stacking.stack(fitted.params, 6)[key] for key in start.params}
     training = replace(made.training, tolerance=1e-11)
     fit = training.fit(replace(start, params=stacked, reference=fitted.params))
-    values = made.measure(start.module, fit.params, fit.buffers)
+    values = made.measure(0, start.module, fit.params, fit.buffers)
     slope = (values[0::2] - values[1::2]) / (2 * step)
     ours = InverseCurvature(Exact(), "hessian").estimate(fitted, None, 0).influence[rows]
     # truncation h²/6 of a curve with curvature (1/λ_min n)² ≈ 10; training error 1e-11/(λ_min h)

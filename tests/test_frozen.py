@@ -180,7 +180,7 @@ def test_a_network_of_another_form_is_trained_whole(kind):
     assert frozen.narrowed(task) is task
     whole, found = subject.training.fit(task), by_features(subject.training, task)
     assert all(torch.equal(found.params[name], value) for name, value in whole.params.items())
-    assert_close(shard(subject).retrain()["values"], subject.measure(task.module, whole.params, whole.buffers), rtol=0, atol=ROUNDING)
+    assert_close(shard(subject).retrain()["values"], subject.measure(0, task.module, whole.params, whole.buffers), rtol=0, atol=ROUNDING)
 
 
 def test_all_parameters_or_a_linear_model_are_trained_whole():

@@ -69,7 +69,7 @@ def known(name: str, training: str) -> Run:
 def retrained(made: Experiment, weights: torch.Tensor) -> torch.Tensor:
     """m_t after training with each row of example weights, same start and order."""
     fit = made.training.fit(made.task(SEED, weights))
-    return made.measure(made.module(SEED), fit.params, fit.buffers)
+    return made.measure(SEED, made.module(SEED), fit.params, fit.buffers)
 
 
 def differences(made: Experiment, eps: float = EPS) -> torch.Tensor:

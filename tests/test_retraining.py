@@ -125,7 +125,7 @@ def test_divisor_n_minus_1_is_training_on_the_reduced_data_set(name):
         )
         smaller = replace(subject, data=less)
         trained = base(smaller)
-        values = smaller.measure(smaller.module(0), stacking.stack(trained.params, 1), {})[0].numpy()
+        values = smaller.measure(0, smaller.module(0), stacking.stack(trained.params, 1), {})[0].numpy()
         np.testing.assert_allclose(change, values - truth.full[:, 0], rtol=0, atol=1e-9)  # both within 1e-12/λ, times ‖∇m‖ up to 10
 
 

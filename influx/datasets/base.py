@@ -60,6 +60,9 @@ class Data:
     target_offset, target_scale: the same for a regression target (0 and 1 for labels).
     texts, test_texts: of text, all examples of the files that `train_index` and `test_index` count in, to be shown; no number depends on
         them, and `digest` leaves them out.
+    words: the vocabulary, when inputs are numbers of words in it.
+    test_names: what each test example is, when those are a measurement's own questions and not examples of the data set.
+    dtype: of the computation; inputs that stand for words stay whole numbers.
     """
 
     name: str
@@ -80,6 +83,9 @@ class Data:
     target_scale: float
     texts: tuple[str, ...] = ()
     test_texts: tuple[str, ...] = ()
+    words: tuple[str, ...] = ()
+    test_names: tuple[str, ...] = ()
+    dtype: torch.dtype = torch.float64
 
     @property
     def n_train(self) -> int:
@@ -116,6 +122,7 @@ class Data:
 
         return replace(
             self,
+            dtype=dtype,
             train_inputs=moved(self.train_inputs),
             train_targets=moved(self.train_targets),
             test_inputs=moved(self.test_inputs),

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from influx.datasets.base import Data
 from influx.errors import InfluxError
 from influx.seeding import isolated
 
@@ -25,11 +26,13 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
 
 @dataclass(frozen=True)
 class Shape:
-    """What a model must fit: one example's input shape, the number of outputs, and what the targets are."""
+    """What a model must fit: one example's input shape, the number of outputs, what the outputs are compared with, and for words
+    the size of the vocabulary."""
 
     inputs: tuple[int, ...]
     n_outputs: int
     task: str
+    n_words: int = 0
 
     @property
     def n_features(self) -> int:
@@ -78,6 +81,14 @@ class Encoding(Model):
         """
 
 
+class Placed(Model):
+    """A model whose training starts from parameters that depend on the data: centroids where the data's clusters are."""
+
+    @abstractmethod
+    def place(self, module: nn.Module, data: Data, seed: int) -> None:
+        """Set the module's parameters for the training part of `data`; whatever is drawn comes from the seed."""
+
+
 def build(model: Model, shape: Shape, seed: int) -> nn.Module:
     """The module of `model` for `shape` in float32, initialised from (seed, "initialisation") alone.
 
@@ -96,7 +107,7 @@ def build(model: Model, shape: Shape, seed: int) -> nn.Module:
         reason = str(error).splitlines()[0]
         raise InfluxError(f"{type(model).__name__} does not fit inputs of shape {shape.inputs}: {reason}") from error
     if made != (2, shape.n_outputs):
-        raise InfluxError(f"{type(model).__name__} gives outputs of shape {made[1:]} an example; this data set needs ({shape.n_outputs},).")
+        raise InfluxError(f"{type(model).__name__} gives outputs of shape {made[1:]} an example; it must be ({shape.n_outputs},).")
     names = [name for name, _ in module.named_parameters(remove_duplicate=False)]
     if len(names) > len(list(module.parameters())):
         twice = sorted(set(names) - {name for name, _ in module.named_parameters()})[0]

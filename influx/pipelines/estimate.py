@@ -74,7 +74,7 @@ def estimate(session: Session, estimator: Estimator, tested: Experiment | None =
     trained = train(session)
     tested = session.experiment if tested is None else tested
     noted: dict[str, float] = {}
-    if tested.data.task == "classification":
+    if tested.gives_classes:
         noted["test_accuracy"] = test_points.accuracy(tested, trained, session.seed)
     session = test_points.focused(session, trained)
     folder, experiment = session.folder, session.experiment
@@ -147,7 +147,7 @@ def _show(session: Session, influence: Float[np.ndarray, "n_train n_test"], whol
         count = SHOWN_IMAGES if data.is_image else SHOWN_ROWS
         shown = np.sort(np.argsort(-np.abs(influence).max(0), kind="stable")[:count])  # where influence is largest
         save_gallery(gallery(data, influence, k, shown.tolist(), whole_set), folder.path / "top_influences.png", unit=unit)
-    if whole_set or data.task != "classification" or len(data.class_names) > MOST_CLASSES:
+    if whole_set or data.task != "classification" or data.test_names or len(data.class_names) > MOST_CLASSES:
         return
     table = class_table(data, influence)
     folder.csv("class_influence.csv", table)

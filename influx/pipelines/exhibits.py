@@ -32,6 +32,8 @@ def text(data: Data, part: str, row: int) -> str:
 
 
 def exhibit(data: Data, part: str, row: int) -> Exhibit:
+    if part == "test" and data.test_names:
+        return Exhibit(data.test_names[row], None, ())
     inputs, targets, index = getattr(data, f"{part}_inputs"), getattr(data, f"{part}_targets"), getattr(data, f"{part}_index")
     title = f"{part} {index[row]}: {label(data, targets[row])}"
     if said := text(data, part, row):
@@ -41,6 +43,10 @@ def exhibit(data: Data, part: str, row: int) -> Exhibit:
         return Exhibit(title, np.clip(values, 0.0, 1.0), ())
     names = data.feature_names or tuple(f"x{j}" for j in range(values.size))
     return Exhibit(title, None, tuple(f"{name} = {value:.4g}" for name, value in zip(names, values.ravel(), strict=True)))
+
+
+def _test_label(data: Data, row: int) -> str:
+    return data.test_names[row] if data.test_names else label(data, data.test_targets[row])
 
 
 def ranked(influence: Float[np.ndarray, "n_train n_test"], k: int) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -55,7 +61,7 @@ def top_table(data: Data, influence: Float[np.ndarray, "n_train n_test"], k: int
     rows: list[dict[str, Any]] = []
     for t, (helpful, harmful) in enumerate(ranked(influence, k)):
         test = {"test_index": -1, "test_label": "whole test set"} if whole_set else {
-            "test_index": data.test_index[t], "test_label": label(data, data.test_targets[t])
+            "test_index": data.test_index[t], "test_label": _test_label(data, t)
         }  # fmt: skip
         for kind, chosen in (("helpful", helpful), ("harmful", harmful)):
             rows += [
@@ -71,7 +77,11 @@ def top_table(data: Data, influence: Float[np.ndarray, "n_train n_test"], k: int
 
 def _texts(data: Data, t: int | None, i: int) -> dict[str, str]:
     """The two columns that tables of texts have more."""
-    return {"test_text": "" if t is None else text(data, "test", t), "train_text": text(data, "train", i)} if data.texts else {}
+    return (
+        {"test_text": "" if t is None or data.test_names else text(data, "test", t), "train_text": text(data, "train", i)}
+        if data.texts
+        else {}
+    )
 
 
 def gallery(data: Data, influence: Float[np.ndarray, "n_train n_test"], k: int, shown: list[int], whole_set: bool) -> list[GalleryRow]:

@@ -10,19 +10,23 @@ from typing import Any
 import torch
 
 from influx import memory
+from influx.aims import Aims
 from influx.datasets import Data, Dataset
 from influx.errors import InfluxError
 from influx.experiment import Experiment
 from influx.instantiate import build
 from influx.laboratory import Laboratory
 from influx.measurements import Measurement
+from influx.measurements.base import Posing
 from influx.models import Model
 from influx.models.base import Encoding
 from influx.objectives import CrossEntropy, Objective, SquaredError
+from influx.objectives.base import Coupled, Unlabelled
 from influx.runfolder import RunFolder
 from influx.stacking import is_layered, mixes_rows
 from influx.store import Store
 from influx.training import Training, averaging
+from influx.training.second_order import SecondOrder
 
 log = logging.getLogger("influx")
 
@@ -67,7 +71,9 @@ def open_session(config: Mapping[str, Any], choices: Mapping[str, str], folder: 
     measurement = build(config["measurement"], Measurement, "measurement")
     with folder.stage("data"):
         data = load(config["dataset"], model, dtype, device)
-    if data.texts and not isinstance(model, Encoding):
+        data = objective.prepare(data) if isinstance(objective, Unlabelled) else data
+        data = measurement.pose(data) if isinstance(measurement, Posing) else data
+    if data.texts and not isinstance(model, Encoding) and not data.words:
         folder.warn(f"{data.name} is text, and model={choices['model']} takes its token ids for quantities: use model=minilm.")
     experiment = Experiment(data, model, training, objective, measurement)
     module = experiment.module(config["seed"])
@@ -106,8 +112,18 @@ def _check_targets(experiment: Experiment, chosen: str) -> None:
     if isinstance(objective, SquaredError if labels else CrossEntropy):
         right = "cross_entropy" if labels else "squared_error"
         raise InfluxError(f"objective={chosen} does not fit {data.task} targets; use objective=supervised or {right}.")
+    if isinstance(objective, Coupled) and objective.recompute and isinstance(experiment.training, SecondOrder):
+        raise InfluxError(
+            "objective.recompute=true moves the objective while it is optimised, and training=newton and lbfgs look for its minimum: "
+            "use training=sgd, adam or adamw, or objective.recompute=false."
+        )
+    state = {name: value.detach() for name, value in module.named_parameters()}, dict(module.named_buffers())
+    aims = Aims(
+        module, state, state, objective, (data.train_inputs[:1], data.train_targets[:1])
+    )  # of an untrained model: sizes alone count
+    few = data.test_inputs[:1], data.test_targets[:1]
     with torch.no_grad():
-        experiment.measurement.value(module(data.test_inputs[:1]), data.test_targets[:1], experiment.objective)
+        experiment.measurement.value(module(few[0]), aims.of_measurement(experiment.measurement, few), objective)
 
 
 def check_batches(experiment: Experiment, module: torch.nn.Module) -> None:

@@ -16,6 +16,7 @@ from jaxtyping import Float
 from influx import stacking
 from influx.errors import InfluxError
 from influx.experiment import Experiment, Trained
+from influx.measurements.cluster_loss import scores_of
 from influx.pipelines.session import Session
 from influx.problem import Examples, Problem
 
@@ -44,7 +45,7 @@ def focused(session: Session, trained: Trained) -> Session:
     which, experiment = session.config["test_points"], session.experiment
     if which == "all":
         return session
-    values = losses(experiment.problem(trained, session.seed), experiment.test_examples)
+    values = losses(experiment.problem(trained, session.seed), experiment.posed(session.seed, trained))
     row = ranked(values, which)
     index, loss = int(experiment.data.test_index[row]), float(values[row])
     session.folder.record["test_point"] = {"which": which, "index": index, "loss": loss}
@@ -68,11 +69,11 @@ def losses(problem: Problem, examples: Examples) -> Float[np.ndarray, " n"]:
 
 
 def accuracy(experiment: Experiment, trained: Trained, seed: int) -> float:
-    """Share of the test examples whose class the trained model gets right."""
-    problem = experiment.problem(trained, seed)
+    """Share of the test examples whose class (or the cluster that was matched with it) the trained model finds most likely."""
+    problem, labels = experiment.problem(trained, seed), experiment.data.test_targets
     with torch.no_grad():
         parts = [
-            problem.outputs(problem.theta, problem.test.inputs[rows]).argmax(1) == problem.test.targets[rows]
+            scores_of(experiment.objective, problem.outputs(problem.theta, problem.test.inputs[rows]), "accuracy").argmax(1) == labels[rows]
             for rows in stacking.blocks(len(problem.test), 4 * problem.bytes_per_row)
         ]
     return torch.cat(parts).double().mean().item()

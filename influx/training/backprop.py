@@ -21,6 +21,7 @@ from torch.func import functional_call
 from influx import layered, stacking
 from influx.errors import InfluxError
 from influx.objectives import Objective, weighted_slope
+from influx.objectives.base import standing
 from influx.problem import Examples
 from influx.seeding import SameDraws
 from influx.stacking import Stack
@@ -63,7 +64,8 @@ class SideBySide(Backprop):
     ) -> tuple[Float[Tensor, "k batch out"], Stack]:
         leaves = {name: value.detach().requires_grad_(name in self.trainable) for name, value in params.items()}
         outputs = stacking.outputs(self.module, leaves, buffers, batch.inputs)
-        total = (self.objective.loss(outputs, batch.targets) * weights).sum()  # the K models share no parameter: one sum, K gradients
+        aims = standing(self.objective, outputs, batch.targets, weights)
+        total = (self.objective.loss(outputs, aims) * weights).sum()  # the K models share no parameter: one sum, K gradients
         found = torch.autograd.grad(total, [leaves[name] for name in self.trainable])
         return outputs.detach(), {name: value.contiguous() for name, value in zip(self.trainable, found, strict=True)}
 
@@ -113,7 +115,8 @@ class OneByOne(Backprop):
             raise InfluxError(
                 "what is left of a batch has one row, which batch normalisation cannot take: choose another training.batch_size."
             ) from error
-        total = (self.objective.loss(result, batch.targets) * weights).sum()
+        aims = standing(self.objective, result, batch.targets, weights)
+        total = (self.objective.loss(result, aims) * weights).sum()
         found = torch.autograd.grad(total, [leaves[name] for name in self.trainable])
         return result.detach(), dict(zip(self.trainable, found, strict=True))
 

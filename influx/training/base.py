@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from influx import stacking
 from influx.objectives import Objective
+from influx.objectives.base import standing
 from influx.problem import Examples
 from influx.stacking import Stack
 from influx.training.backprop import Backprop, backprop
@@ -131,7 +132,8 @@ def summarise(task: Task, params: Stack, buffers: Stack, weight_decay: float) ->
         outputs, part = way.gradients(params, buffers, batch, task.weights[:, rows] / n)
         for name, gradient in part.items():
             gradients[name] += gradient
-        loss += (task.objective.loss(outputs[0], batch.targets) * task.weights[0, rows]).sum().item() / n
+        aims = standing(task.objective, outputs[0], batch.targets, task.weights[0, rows])
+        loss += (task.objective.loss(outputs[0], aims) * task.weights[0, rows]).sum().item() / n
         if not batch.targets.is_floating_point():
             correct += (outputs[0].argmax(-1) == batch.targets).sum().item() / n
     norms = torch.stack([g.flatten(1).square().sum(1) for g in gradients.values()]).sum(0).sqrt()

@@ -1,13 +1,8 @@
-"""Training objectives: the per-example loss as a function of the model's outputs, so that a Gauss-Newton matrix can be formed.
-
-The whole objective is `J(θ) = (1/n) Σ_i w_i ℓ(f_θ(x_i), y_i) + (λ/2)‖θ‖²`; a file's `Objective` gives ℓ. Leading dimensions
-before the batch (K models side by side) are allowed everywhere.
-"""
+"""Objectives that compare outputs with the data set's own answers: cross-entropy for labels, half squared error for numbers."""
 
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -16,13 +11,7 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 from torch.nn.functional import softplus
 
-
-class Objective(ABC):
-    """ℓ(output, target) for each example; its gradient and curvature come from differentiating it."""
-
-    @abstractmethod
-    def loss(self, outputs: Float[Tensor, " *k batch out"], targets: Shaped[Tensor, " batch"]) -> Float[Tensor, " *k batch"]:
-        """Per-example loss, in the objective's unit (nats for cross-entropy, squared target units for squared error)."""
+from influx.objectives.base import Objective, standing
 
 
 def log_odds(outputs: Float[Tensor, " *k batch out"], labels: Int[Tensor, " batch"]) -> Float[Tensor, " *k batch"]:
@@ -77,7 +66,7 @@ def weighted_slope(
         return SLOPES[known](outputs, targets, weights)
     with torch.enable_grad():
         leaf = outputs.detach().requires_grad_(True)
-        total = (objective.loss(leaf.mT, targets) * weights).sum()
+        total = (objective.loss(leaf.mT, standing(objective, leaf.mT, targets, weights)) * weights).sum()
         slope = torch.autograd.grad(total, leaf)[0]
         return slope.clone(memory_format=torch.contiguous_format)  # back-propagation overwrites it: it may be an expanded constant
 
