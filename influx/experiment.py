@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
@@ -33,6 +33,7 @@ from influx.objectives.base import Clustering, Coupled, Unlabelled, standing
 from influx.problem import GIBIBYTE, Examples, Problem
 from influx.stacking import Stack, stack, unstack
 from influx.store import Store, digest
+from influx.trained import Trained, from_store, to_store
 from influx.training import Fit, Task, Training
 from influx.training.first_order import FirstOrder
 from influx.trajectory import Snapshot, Step, Trajectory
@@ -40,14 +41,12 @@ from influx.trajectory import Snapshot, Step, Trajectory
 ENGINE = (  # what turns a key into numbers, beside the objects that the key describes
     "aims.py", "curvature.py", "estimators/adjoint.py", "estimators/recursion.py", "experiment.py", "frozen.py", "gradients.py",
     "kronecker.py", "layered.py", "masking.py", "masks.py", "measurements", "models", "objectives", "problem.py", "quasi_newton.py",
-    "responses", "seeding.py", "shards.py", "solvers", "stacking.py", "training", "trajectory.py",
+    "responses", "seeding.py", "shards.py", "solvers", "stacking.py", "trained.py", "training", "trajectory.py",
 )  # fmt: skip
 
 RANDOM = (nn.modules.dropout._DropoutNd, nn.RReLU)  # layers that draw while training
 PLACED: dict[str, dict[str, Tensor]] = {}  # starts that depend on the data, found once a process
 SNAPSHOT_BYTES = 2**28  # of all snapshots of a training together; larger models keep fewer
-
-HISTORY = ("epoch", "loss", "objective", "accuracy", "gradient_norm")  # columns of a training's record
 
 
 @cache
@@ -56,19 +55,6 @@ def engine_digest() -> str:
     package = Path(__file__).parent
     files = [file for part in ENGINE for file in sorted([package / part] if part.endswith(".py") else (package / part).glob("*.py"))]
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
-
-
-@dataclass(frozen=True)
-class Trained:
-    """One trained model and its record; `reused` when it came from the store."""
-
-    params: dict[str, Tensor]
-    buffers: dict[str, Tensor]
-    gradient_norm: float
-    history: list[dict[str, float]]
-    seconds: float
-    reused: bool = False
-    snapshots: tuple[Snapshot, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -216,12 +202,12 @@ class Experiment:
             kept = trained.snapshots if store.root is None else ()  # else the store has them
             fresh.append(replace(trained, seconds=time.perf_counter() - begun, snapshots=kept))
             if marks:
-                store.save("snapshots", self._along(seed, order, marks), _snapshots_to_store(trained.snapshots), about)
-            return _to_store(fresh[0])
+                store.save("snapshots", self._along(seed, order, marks), snapshots_to_store(trained.snapshots), about)
+            return to_store(fresh[0])
 
         key, about = self.key(seed, order=order), f"{self.about}, seed {seed}"
         found, _ = store.fetch("model", key, work, about)
-        return fresh[0] if fresh else self._ordered(_from_store(found))
+        return fresh[0] if fresh else self._ordered(from_store(found))
 
     def trajectory(
         self, seed: int, store: Store, trained: Trained, limit: int, *, order: int | None = None, checkpoints: int = 1
@@ -238,8 +224,8 @@ class Experiment:
         along = trained.snapshots if marks else ()
         if tuple(snapshot.step for snapshot in along) != marks:
             key, about = self._along(seed, order, marks), f"{self.about}, seed {seed}"
-            stored, _ = store.fetch("snapshots", key, lambda: _snapshots_to_store(self._fit(seed, order, marks).snapshots), about)
-            along = _snapshots_from_store(stored, trained.params, marks)
+            stored, _ = store.fetch("snapshots", key, lambda: snapshots_to_store(self._fit(seed, order, marks).snapshots), about)
+            along = snapshots_from_store(stored, trained.params, marks)
         start = training.initial(task).kept()
         rates = training.rates(self.data.n_train)
 
@@ -330,43 +316,3 @@ class Experiment:
                 pieces.append(self.measurement.value(outputs, targets, self.objective))
         values = torch.cat(pieces, dim=1)
         return values.mean(1, keepdim=True) if self.measurement.whole_set else values
-
-
-def _to_store(trained: Trained) -> dict[str, Tensor]:
-    columns = {name: torch.tensor([row[name] for row in trained.history], dtype=torch.float64) for name in HISTORY}
-    return {
-        **{f"params/{name}": value for name, value in trained.params.items()},
-        **{f"buffers/{name}": value for name, value in trained.buffers.items()},
-        **{f"history/{name}": value for name, value in columns.items()},
-        "gradient_norm": torch.tensor(trained.gradient_norm, dtype=torch.float64),
-        "seconds": torch.tensor(trained.seconds, dtype=torch.float64),
-    }
-
-
-def _snapshots_to_store(snapshots: tuple[Snapshot, ...]) -> dict[str, Tensor]:
-    return {
-        f"{kind}/{snapshot.step}/{name}": value
-        for snapshot in snapshots
-        for kind, named in (("params", snapshot.params), ("memory", {str(at): part for at, part in enumerate(snapshot.memory)}))
-        for name, value in named.items()
-    }
-
-
-def _snapshots_from_store(tensors: Mapping[str, Tensor], like: dict[str, Tensor], marks: tuple[int, ...]) -> tuple[Snapshot, ...]:
-    """In the order and on the device of the parameters `like`."""
-    device = next(iter(like.values())).device
-    found = []
-    for step in marks:
-        parts = sum(name.startswith(f"memory/{step}/") for name in tensors)
-        memory = tuple(tensors[f"memory/{step}/{at}"].to(device) for at in range(parts))
-        found.append(Snapshot(step, {name: tensors[f"params/{step}/{name}"].to(device) for name in like}, memory))
-    return tuple(found)
-
-
-def _from_store(tensors: Mapping[str, Tensor]) -> Trained:
-    def part(prefix: str) -> dict[str, Tensor]:
-        return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
-
-    columns = {name: part("history/")[name].tolist() for name in HISTORY}
-    history = [dict(zip(HISTORY, row, strict=True)) for row in zip(*columns.values(), strict=True)]
-    return Trained(part("params/"), part("buffers/"), tensors["gradient_norm"].item(), history, tensors["seconds"].item(), True)

@@ -16,7 +16,7 @@ from typing import ClassVar
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
-from influx.datasets.base import Data
+from influx.data import Data
 from influx.objectives.base import Objective
 
 

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from influx.datasets.base import Data
+from influx.data import Data
 from influx.errors import InfluxError
 from influx.seeding import isolated
 

@@ -13,7 +13,7 @@ from sklearn.cluster import KMeans
 from torch import Tensor, nn
 
 from influx import rules
-from influx.datasets.base import Data
+from influx.data import Data
 from influx.models.base import ACTIVATIONS, Placed, Shape
 from influx.seeding import derive, torch_generator
 

@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
-from influx.datasets.base import Data
+from influx.data import Data
 
 
 class Objective(ABC):

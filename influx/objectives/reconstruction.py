@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
-from influx.datasets.base import Data
+from influx.data import Data
 from influx.objectives.base import Decoding, SelfTargeted
 
 

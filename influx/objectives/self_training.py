@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.special import entr
 
-from influx.datasets.base import Data
+from influx.data import Data
 from influx.errors import InfluxError
 from influx.objectives.base import Clustering, Coupled
 
