@@ -33,7 +33,7 @@ from influx.objectives.base import Clustering, Coupled, Unlabelled, standing
 from influx.problem import GIBIBYTE, Examples, Problem
 from influx.stacking import Stack, stack, unstack
 from influx.store import Store, digest
-from influx.trained import Trained, from_store, to_store
+from influx.trained import Trained, from_store, snapshots_from_store, snapshots_to_store, to_store
 from influx.training import Fit, Task, Training
 from influx.training.first_order import FirstOrder
 from influx.trajectory import Snapshot, Step, Trajectory
