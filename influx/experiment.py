@@ -180,6 +180,7 @@ class Experiment:
             "data": self.train_digest,
             "inputs": list(self.data.input_shape),
             "outputs": self.n_outputs,
+            "words": len(self.data.words),
             "dtype": str(self.dtype),
             "device": inputs.device.type,
             "model": describe(self.model),

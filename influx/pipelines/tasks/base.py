@@ -12,6 +12,7 @@ import pandas as pd
 from influx.errors import InfluxError
 from influx.estimators import Estimator
 from influx.estimators.external import External
+from influx.objectives.base import Unlabelled
 from influx.pipelines.session import Session, load
 from influx.runfolder import RunFolder
 from influx.statistics import interval_over_seeds
@@ -47,6 +48,8 @@ def check_session(name: str, session: Session, estimator: Estimator, seeds: int)
     data, config = session.experiment.data, session.config
     if data.task != "classification":
         raise InfluxError(f"task={name} is about class labels, and {data.name} has numbers to predict: use a classification set.")
+    if isinstance(session.experiment.objective, Unlabelled):
+        raise InfluxError(f"task={name} is about class labels, and this objective trains without them: use objective=supervised.")
     if config["test_points"] != "all":
         raise InfluxError(f"task={name} reads out all test examples: leave test_points={config['test_points']} out.")
     if seeds > 1 and isinstance(estimator, External):
