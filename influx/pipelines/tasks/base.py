@@ -64,12 +64,13 @@ def replicas(session: Session, seeds: int) -> Iterator[Session]:
     """The session, then others like it whose seed and draw of label noise are each one further: another initialisation, batch order and
     choice of wrong labels on the same examples."""
     yield session
-    node, like = session.config["dataset"], session.experiment.data.train_inputs
+    node, experiment = session.config["dataset"], session.experiment
+    dtype, device = experiment.dtype, experiment.data.train_inputs.device
     for more in range(1, seeds):
         own = {**node, "noise_seed": node.get("noise_seed", 0) + more}
-        data = load(own, session.experiment.model, like.dtype, like.device)
+        data = load(own, experiment.model, experiment.objective, experiment.measurement, dtype, device)
         config = {**session.config, "seed": session.seed + more, "dataset": own}
-        yield replace(session, config=config, seed=session.seed + more, experiment=replace(session.experiment, data=data))
+        yield replace(session, config=config, seed=session.seed + more, experiment=replace(experiment, data=data))
 
 
 def over_seeds(rows: Sequence[Mapping[str, Any]], by: Sequence[str]) -> pd.DataFrame:
