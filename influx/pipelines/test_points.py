@@ -40,8 +40,8 @@ def check(session: Session) -> Experiment:
         )
     if isinstance(experiment.measurement, Posing):
         raise InfluxError(
-            f"test_points={which} looks for a test example by its loss, and measurement={session.choices['measurement']} asks questions of its "
-            "own: use test_points=all."
+            f"test_points={which} looks for a test example by its loss, and measurement={session.choices['measurement']} asks questions of "
+            "its own: use test_points=all."
         )
     return experiment.on_tests(np.array([0]))
 
