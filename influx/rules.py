@@ -220,6 +220,7 @@ RULES: dict[str, Rule] = {
     "method.solver.tolerance": number(above=0),
     "method.solver.max_iterations": whole(1),
     "method.solver.depth": whole(1),
+    "method.solver.order": choice("drawn", "sequential"),
     "method.solver.scale": number(above=0).or_word("auto"),
     "method.solver.repeats": whole(1),
     "method.solver.batch_size": whole(1).or_word("auto"),
