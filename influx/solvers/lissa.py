@@ -44,8 +44,8 @@ class Lissa(Solver):
     1. λ + δ is inside A_t and σ divides the whole step, so that damping means the same in every solver. (In Koh & Liang's release a
        damping d acts as dσ.)
     2. With sampled batches the answer is the mean of the second half of the iterates, not the last one: a constant step keeps the
-       sampling noise of the last batches, which the mean averages out (Polyak & Juditsky 1992). `order="sequential"` takes the last iterate,
-       and batch after batch in the data's order, as in the code released with Silva et al. 2022 (one pass there, a row a step, not
+       sampling noise of the last batches, which the mean averages out (Polyak & Juditsky 1992). `order="sequential"` takes the last
+       iterate, and batch after batch in the data's order, as in the code released with Silva et al. 2022 (one pass there, a row a step, not
        divided by σ).
     """
 
