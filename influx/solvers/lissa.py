@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -91,6 +92,8 @@ class Lissa(Solver):
         n, sampled = curvature.problem.n_train, rows < curvature.problem.n_train
         drawn = sampled and self.order == "drawn"
         limit = 1e3 * rhs.norm().item() / max(curvature.shift, 1e-9 * scale)  # a positive definite A keeps ‖h‖ below ‖v‖/(λ + δ)
+        if self.order == "sequential":
+            limit = math.inf  # a row's curvature is not positive definite: as released, a pass that grows counts
         h, mean = torch.zeros_like(rhs), torch.zeros_like(rhs)
         averaged = self.depth - self.depth // 2
         for step in progress(range(self.depth), "lissa"):
