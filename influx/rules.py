@@ -156,6 +156,8 @@ RULES: dict[str, Rule] = {
     "model.norm": choice("group", "batch"),
     "model.embedding": whole(1),
     "model.jitter": number(at_least=0),
+    "model.pretraining": whole(0),
+    "model.warm_up": whole(0),
     "objective.recompute": FLAG,
     "training.lr": number(above=0),
     "training.epochs": whole(1),
