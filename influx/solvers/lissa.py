@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -44,8 +45,8 @@ class Lissa(Solver):
     1. λ + δ is inside A_t and σ divides the whole step, so that damping means the same in every solver. (In Koh & Liang's release a
        damping d acts as dσ.)
     2. With sampled batches the answer is the mean of the second half of the iterates, not the last one: a constant step keeps the
-       sampling noise of the last batches, which the mean averages out (Polyak & Juditsky 1992). `order="sequential"` takes the last iterate,
-       and batch after batch in the data's order, as in the code released with Silva et al. 2022 (one pass there, a row a step, not
+       sampling noise of the last batches, which the mean averages out (Polyak & Juditsky 1992). `order="sequential"` takes the last
+       iterate, and batch after batch in the data's order, as in the code released with Silva et al. 2022 (one pass there, a row a step, not
        divided by σ).
     """
 
@@ -91,6 +92,8 @@ class Lissa(Solver):
         n, sampled = curvature.problem.n_train, rows < curvature.problem.n_train
         drawn = sampled and self.order == "drawn"
         limit = 1e3 * rhs.norm().item() / max(curvature.shift, 1e-9 * scale)  # a positive definite A keeps ‖h‖ below ‖v‖/(λ + δ)
+        if self.order == "sequential":
+            limit = math.inf  # a row's curvature is not positive definite: as released, a pass that grows counts
         h, mean = torch.zeros_like(rhs), torch.zeros_like(rhs)
         averaged = self.depth - self.depth // 2
         for step in progress(range(self.depth), "lissa"):
