@@ -239,7 +239,7 @@ EARLY = [
     ("train model=vgg11", r"model=vgg needs images of at least 32x32 pixels; these are 8x8"),
     ("train model=linear training=sgd", r"model=linear is for regression; this data set is for classification. Use model=logistic"),
     ("train dataset=diabetes model=logistic training=sgd", r"model=logistic is for classification; .* Use model=linear"),
-    ("train model=wrong_width", r"WrongWidth gives outputs of shape \(3,\) an example; this data set needs \(10,\)"),
+    ("train model=wrong_width", r"WrongWidth gives outputs of shape \(3,\) an example; it must be \(10,\)"),
     ("train model=wrong_input", r"WrongInput does not fit inputs of shape \(1, 8, 8\): "),
     ("train dataset=diabetes objective=cross_entropy", r"objective=cross_entropy does not fit regression .*supervised or squared_error"),
     ("train objective=squared_error", r"objective=squared_error does not fit classification .*supervised or cross_entropy"),

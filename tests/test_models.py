@@ -240,9 +240,9 @@ SQUARE = nn.Linear(13, 13)
         (Linear(), TABULAR, r"model=linear is for regression; this data set is for classification\. Use model=logistic"),
         (Logistic(), REGRESSION, r"model=logistic is for classification; this data set is for regression\. Use model=linear"),
         (User(nn.Linear(4, 3)), TABULAR, r"User does not fit inputs of shape \(13,\): mat1 and mat2 shapes"),
-        (User(nn.Linear(13, 5)), TABULAR, r"User gives outputs of shape \(5,\) an example; this data set needs \(3,\)"),
-        (User(nn.Flatten(0)), TABULAR, r"User gives outputs of shape \(\) an example; this data set needs \(3,\)"),
-        (User(nn.Identity()), GREY, r"User gives outputs of shape \(1, 28, 28\) an example; this data set needs \(10,\)"),
+        (User(nn.Linear(13, 5)), TABULAR, r"User gives outputs of shape \(5,\) an example; it must be \(3,\)"),
+        (User(nn.Flatten(0)), TABULAR, r"User gives outputs of shape \(\) an example; it must be \(3,\)"),
+        (User(nn.Identity()), GREY, r"User gives outputs of shape \(1, 28, 28\) an example; it must be \(10,\)"),
         (
             User(nn.Sequential(*2 * (SQUARE, nn.Tanh()), nn.Linear(13, 3))),
             TABULAR,

@@ -32,10 +32,11 @@ from influx import stacking
 from influx.datasets import Data
 from influx.datasets.digits import Digits
 from influx.errors import AccuracyWarning, InfluxError, NumericalError
-from influx.experiment import HISTORY, Experiment
+from influx.experiment import Experiment
 from influx.models import Model
 from influx.models.mlp import Mlp
 from influx.seeding import isolated
+from influx.trained import HISTORY
 from influx.training import Task, first_order
 from influx.training.first_order import Adam, AdamW, Sgd
 from influx.training.second_order import Lbfgs, Newton
