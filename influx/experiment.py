@@ -183,6 +183,7 @@ class Experiment:
             "data": self.train_digest,
             "inputs": list(self.data.input_shape),
             "outputs": self.n_outputs,
+            "words": len(self.data.words),
             "dtype": str(self.dtype),
             "device": inputs.device.type,
             "model": describe(self.model),
@@ -291,9 +292,11 @@ class Experiment:
             self.objective, self.measurement, self.training.weight_decay, (), memory, self._judged(train, seed, trained),
         )  # fmt: skip
 
-    def _judged(self, train: Examples, seed: int, trained: Trained) -> Examples:
+    def _judged(self, train: Examples, seed: int, trained: Trained) -> Examples | None:
         reads = self.measurement.reads
-        if reads == "targets" or (reads == "labels" and not isinstance(self.objective, Unlabelled)) or isinstance(self.measurement, Posing):
+        if isinstance(self.measurement, Posing):
+            return None
+        if reads == "targets" or (reads == "labels" and not isinstance(self.objective, Unlabelled)):
             return train
         return replace(train, targets=self._aims(seed, trained).of_measurement(self.measurement, self._train_part()))
 

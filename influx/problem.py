@@ -51,7 +51,7 @@ class Examples:
 class Problem:
     """One trained model with its data; `select` narrows the parameters that count. `memory` is the most bytes that an estimator's arrays
     should hold at once, beside the influence matrix itself. `judged` are the training examples as the measurement would have them: with the
-    targets that it reads, labels where it judges by labels a model that was trained without them (null: as `train` has them)."""
+    targets that it reads, labels where it judges by labels a model that was trained without them (null: it asks questions of its own)."""
 
     module: nn.Module
     params: dict[str, Tensor]

@@ -82,7 +82,7 @@ def tiny(shape: Shape = ENCODED, model: Minilm = TINY) -> nn.Module:
 
 
 def encoded(model: Minilm = TINY, **options: float) -> Data:
-    return load({"_target_": f"{__name__}.MadeUp", **options}, model, torch.float64, torch.device("cpu"))
+    return load({"_target_": f"{__name__}.MadeUp", **options}, model, CrossEntropy(), Loss(), torch.float64, torch.device("cpu"))
 
 
 # -------------------------------------------------------------------------------------------------------------- the encoder
@@ -373,7 +373,7 @@ def test_inputs_that_are_no_texts_are_refused() -> None:
     with pytest.raises(InfluxError, match="reads token ids, whole numbers from 0 to 49"):
         TINY.encode(torch.tensor([[50.0, 1.0]]))
     with pytest.raises(InfluxError, match="model=minilm reads texts, and iris has none: use dataset=bbc_news"):
-        load({"_target_": "influx.datasets.iris.Iris"}, TINY, torch.float32, torch.device("cpu"))
+        load({"_target_": "influx.datasets.iris.Iris"}, TINY, CrossEntropy(), Loss(), torch.float32, torch.device("cpu"))
 
 
 # -------------------------------------------------------------------------------------------------------------- the study

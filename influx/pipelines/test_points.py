@@ -16,6 +16,7 @@ from jaxtyping import Float
 from influx import stacking
 from influx.errors import InfluxError
 from influx.experiment import Experiment, Trained
+from influx.measurements.base import Posing
 from influx.measurements.cluster_loss import scores_of
 from influx.pipelines.session import Session
 from influx.problem import Examples, Problem
@@ -27,7 +28,7 @@ def check(session: Session) -> Experiment:
     """The experiment in the sizes that it will have once a test point is chosen.
 
     Raises:
-        InfluxError: one test point is asked for, and a measurement of the whole test set.
+        InfluxError: one test point is asked for, and a measurement of the whole test set or with questions of its own.
     """
     which, experiment = session.config["test_points"], session.experiment
     if which == "all":
@@ -36,6 +37,11 @@ def check(session: Session) -> Experiment:
         raise InfluxError(
             f"test_points={which} keeps one test example, and measurement={session.choices['measurement']} is of the whole test set: "
             "use measurement=loss, or test_points=all."
+        )
+    if isinstance(experiment.measurement, Posing):
+        raise InfluxError(
+            f"test_points={which} looks for a test example by its loss, and measurement={session.choices['measurement']} asks questions of "
+            "its own: use test_points=all."
         )
     return experiment.on_tests(np.array([0]))
 

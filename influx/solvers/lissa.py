@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from influx import rules
@@ -35,6 +36,7 @@ class Lissa(Solver):
         repeats: independent runs that are averaged.
         batch_size: training examples a step, drawn with replacement; "auto" takes as many as keep a step near 2e7 multiply-adds, and
             never fewer than 32. All n_train of them (then without drawing) make the series deterministic.
+        order: "drawn", batches at random; or "sequential", in the data's order, beginning again at its end.
 
     Truncation after T steps acts like an additional damping of about σ/T (`effective_damping` = λ + δ + σ/T), so T of several σ/(λ + δ)
     is needed. Cost: T x repeats batch products with all right-hand sides at once. Memory: about 5 P x m numbers.
@@ -43,13 +45,16 @@ class Lissa(Solver):
     1. λ + δ is inside A_t and σ divides the whole step, so that damping means the same in every solver. (In Koh & Liang's release a
        damping d acts as dσ.)
     2. With sampled batches the answer is the mean of the second half of the iterates, not the last one: a constant step keeps the
-       sampling noise of the last batches, which the mean averages out (Polyak & Juditsky 1992).
+       sampling noise of the last batches, which the mean averages out (Polyak & Juditsky 1992). `order="sequential"` takes the last
+       iterate, and batch after batch in the data's order, as in the code released with Silva et al. 2022 (one pass there, a row a step, not
+       divided by σ).
     """
 
     depth: int = 1000
     scale: float | str = "auto"
     repeats: int = 1
     batch_size: int | str = "auto"
+    order: str = "drawn"
 
     def __post_init__(self) -> None:
         rules.check_fields("method.solver", self)
@@ -85,20 +90,28 @@ class Lissa(Solver):
 
     def _run(self, curvature: Curvature, rhs: Float[Tensor, "p m"], rows: int, scale: float, generator: torch.Generator) -> Tensor:
         n, sampled = curvature.problem.n_train, rows < curvature.problem.n_train
+        drawn = sampled and self.order == "drawn"
         limit = 1e3 * rhs.norm().item() / max(curvature.shift, 1e-9 * scale)  # a positive definite A keeps ‖h‖ below ‖v‖/(λ + δ)
+        if self.order == "sequential":
+            limit = math.inf  # a row's curvature is not positive definite: as released, a pass that grows counts
         h, mean = torch.zeros_like(rhs), torch.zeros_like(rhs)
         averaged = self.depth - self.depth // 2
         for step in progress(range(self.depth), "lissa"):
-            batch = torch.randint(n, (rows,), generator=generator).to(rhs.device) if sampled else None
+            batch = self._batch(step, rows, n, generator).to(rhs.device) if sampled else None
             h += (rhs - curvature.matmat(h, batch)) / scale
-            if sampled and step >= self.depth // 2:
+            if drawn and step >= self.depth // 2:
                 mean += h / averaged
             if (step + 1) % CHECK_EVERY == 0 and not h.norm().item() <= limit:
                 raise NumericalError(
                     f"lissa diverged at step {step + 1} with scale {scale:.3g}: a curvature eigenvalue lies above the scale or below 0. "
                     f"Raise method.solver.scale (try {4 * scale:.3g}) or method.solver.batch_size, or use method.curvature=ggn."
                 )
-        return mean if sampled else h
+        return mean if drawn else h
+
+    def _batch(self, step: int, rows: int, n: int, generator: torch.Generator) -> Int[Tensor, " rows"]:
+        if self.order == "drawn":
+            return torch.randint(n, (rows,), generator=generator)
+        return torch.arange(step * rows, (step + 1) * rows) % n
 
 
 def _measured_scale(curvature: Curvature, rows: int, seed: int) -> float:

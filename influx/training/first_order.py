@@ -114,6 +114,20 @@ class FirstOrder(Training):
         norm = torch.tensor([history[-1]["gradient_norm"]], dtype=task.weights.dtype) if history else None
         return Fit(params, buffers, norm, history, tuple(snapshots))
 
+    def carried(self, task: Task, memory: tuple[Tensor, ...]) -> tuple[Stack, Stack, tuple[Tensor, ...]]:
+        """Parameters, buffers and the optimiser's memory after training with a memory that is not empty ("()": it is)."""
+        params, buffers, update, way = self._begin(task)
+        for value, kept in zip(update.memory, memory, strict=bool(memory)):
+            value.copy_(kept)
+        rates, epochs, done = self.rates(len(task.examples)), self._epochs(task), 0
+        with isolated(task.seed, "stochastic layers"):
+            for epoch in range(1, self.epochs + 1):
+                for batch, weights, _ in next(epochs):
+                    update.step(list(way.gradients(params, buffers, batch, weights)[1].values()), rates[done])
+                    done += 1
+                self._check_finite(params, epoch)
+        return {name: value.detach() for name, value in params.items()}, buffers, update.memory
+
     def replay(self, task: Task, start: Snapshot, stop: int) -> Iterator[Step]:
         """The steps of a training from a snapshot of it up to `stop`, trained again; each is valid until the next is asked for.
 

@@ -12,6 +12,7 @@ import pandas as pd
 from influx.errors import InfluxError
 from influx.estimators import Estimator
 from influx.estimators.external import External
+from influx.objectives.base import Unlabelled
 from influx.pipelines.session import Session, load
 from influx.runfolder import RunFolder
 from influx.statistics import interval_over_seeds
@@ -47,6 +48,8 @@ def check_session(name: str, session: Session, estimator: Estimator, seeds: int)
     data, config = session.experiment.data, session.config
     if data.task != "classification":
         raise InfluxError(f"task={name} is about class labels, and {data.name} has numbers to predict: use a classification set.")
+    if isinstance(session.experiment.objective, Unlabelled):
+        raise InfluxError(f"task={name} is about class labels, and this objective trains without them: use objective=supervised.")
     if config["test_points"] != "all":
         raise InfluxError(f"task={name} reads out all test examples: leave test_points={config['test_points']} out.")
     if seeds > 1 and isinstance(estimator, External):
@@ -61,12 +64,13 @@ def replicas(session: Session, seeds: int) -> Iterator[Session]:
     """The session, then others like it whose seed and draw of label noise are each one further: another initialisation, batch order and
     choice of wrong labels on the same examples."""
     yield session
-    node, like = session.config["dataset"], session.experiment.data.train_inputs
+    node, experiment = session.config["dataset"], session.experiment
+    dtype, device = experiment.dtype, experiment.data.train_inputs.device
     for more in range(1, seeds):
         own = {**node, "noise_seed": node.get("noise_seed", 0) + more}
-        data = load(own, session.experiment.model, like.dtype, like.device)
+        data = load(own, experiment.model, experiment.objective, experiment.measurement, dtype, device)
         config = {**session.config, "seed": session.seed + more, "dataset": own}
-        yield replace(session, config=config, seed=session.seed + more, experiment=replace(session.experiment, data=data))
+        yield replace(session, config=config, seed=session.seed + more, experiment=replace(experiment, data=data))
 
 
 def over_seeds(rows: Sequence[Mapping[str, Any]], by: Sequence[str]) -> pd.DataFrame:
