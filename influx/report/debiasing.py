@@ -29,11 +29,12 @@ def save_debiasing(table: pd.DataFrame, path: str | Path, *, tests: Sequence[str
             draw_debiasing(table, ax, test=test, scores=scores)
         panels[0].set_yticks(range(len(scores)), scores)
         panels[0].set_ylim(len(scores) - 0.5, -0.5)
-        figure.supxlabel("change of the effect size, 95 % interval over seeds", fontsize=9)
         handles, names = panels[0].get_legend_handles_labels()
-        figure.legend(handles, names, loc="outside lower left", ncols=3)
-        wide = int(13 * (2.4 + WIDTH * len(tests)))
-        figure.suptitle(f"{textwrap.fill(title, wide)}\n{textwrap.fill(about, wide)}", x=0.01, ha="left")
+        wide = int(14 * (2.4 + WIDTH * len(tests)))
+        figure.legend(
+            handles, names, loc="outside lower left", ncols=3, title=textwrap.fill(about, wide), alignment="left", title_fontsize=8
+        )
+        figure.suptitle(textwrap.fill(title, wide), x=0.01, ha="left")
         figure.savefig(path)
 
 
@@ -51,6 +52,7 @@ def draw_debiasing(table: pd.DataFrame, ax: Axes, *, test: str, scores: Sequence
         if not math.isnan(row.ci_low):
             ax.plot([row.ci_low, row.ci_high], [place] * 2, color=colour, linewidth=1.4)
         ax.plot(row.value, place, "o", color=colour, markersize=4.5)
+    ax.set_xlabel("change of the effect size, 95 % interval")
     ax.set_title(f"{test.replace('_', ' ')}\neffect size {significant(trained.value)} {interval(trained)}".rstrip())
 
 
@@ -78,11 +80,20 @@ def debiasing_verdict(table: pd.DataFrame, method: str) -> str:
     cells = table.set_index(["score", "statistic"])
     raising, lowering, hard = (cells.loc[(method, name)] for name in ("raising_minus_random", "lowering_minus_random", "size_minus_hard"))
     said = [
-        f"without the documents that raise the effect by {method} it changes by {_against(raising)} of random ones",
-        f"without those that lower it by {_against(lowering)}",
-        f"fine-tuned, its magnitude less that of hard debiasing is {_signed(hard)}",
+        f"without the documents that raise the effect by {method} it falls more than without random ones: {_told(raising, -1)}",
+        f"without those that lower it it rises more: {_told(lowering, 1)}",
+        f"steps on documents leave less of it than hard debiasing: {_told(hard, -1)}",
     ]
     return f"{'; '.join(said)} (means over tests)."
+
+
+def _told(row: pd.Series, sign: int) -> str:
+    """Whether the difference has the sign that the sentence claims."""
+    between = f"({significant(row.value)} {interval(row)})".replace(" )", ")")
+    if math.isnan(row.ci_low):
+        return f"one seed does not tell {between}"
+    yes, no = (row.ci_low > 0, row.ci_high < 0) if sign > 0 else (row.ci_high < 0, row.ci_low > 0)
+    return f"{'yes' if yes else 'no, the opposite' if no else 'not told'} {between}"
 
 
 def _scores(table: pd.DataFrame) -> list[str]:
@@ -96,14 +107,3 @@ def _row(cells: pd.DataFrame, score: str, statistic: str) -> pd.Series | None:
 
 def _cells(row: pd.Series | None) -> tuple[str, str]:
     return ("", "") if row is None else (significant(row.value), interval(row))
-
-
-def _signed(row: pd.Series) -> str:
-    return f"{significant(row.value)} {interval(row)}".rstrip()
-
-
-def _against(row: pd.Series) -> str:
-    if math.isnan(row.ci_low):
-        return f"{significant(row.value)} (one seed: no interval) more than the mean"
-    told = "" if row.ci_low > 0 or row.ci_high < 0 else ", not told from that,"
-    return f"{_signed(row)} more{told} than the mean"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
 import numpy as np
@@ -43,4 +44,4 @@ def documents_text(table: pd.DataFrame, effects: Mapping[str, float]) -> str:
 
 def _line(said: str) -> str:
     """One line, in which nothing is Markdown."""
-    return " ".join(said.split()).translate(str.maketrans({sign: f"\\{sign}" for sign in "\\`*_[]<>#|"}))
+    return re.sub(r"([\\`*_\[\]<>#|])", r"\\\1", " ".join(said.split()))
