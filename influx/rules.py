@@ -266,6 +266,7 @@ RULES: dict[str, Rule] = {
     "task.rates": RATES,
     "task.modes": WAYS,
     "task.damage": number(above=0),
+    "task.chosen_on": choice("held_out", "reported"),
     "task.ranked_on": choice("reported", "held_out"),
     "task.top": whole(1),
     "task.rival.definitional": WORD_SETS,

@@ -92,7 +92,7 @@ def path(problem: Problem, settings: Sequence[Setting], away: Rows, towards: Row
 def mean_gradient(problem: Problem, theta: Float[Tensor, " p"], rows: Rows) -> Float[Tensor, " p"]:
     """∇ of the mean loss of some training examples, without the regulariser; 0 of none."""
     total = torch.zeros_like(theta)
-    chosen = problem.train.take(torch.as_tensor(rows, device=theta.device))
+    chosen = problem.train.take(torch.as_tensor(rows.copy(), device=theta.device))
     for part in blocks(len(rows), 4 * problem.bytes_per_row):
         with torch.enable_grad():
             leaf = theta.detach().clone().requires_grad_(True)

@@ -28,8 +28,7 @@ from influx.retraining import Retraining
 from influx.seeding import numpy_generator
 
 TRAINED, RAISING, LOWERING, RANDOM = "trained", "without raising", "without lowering", "without random"
-CHOSEN, RIVAL, COMBINED = "fine-tuned", "hard debiasing", "fine-tuned, then hard debiasing"
-REMOVED, CHANGED = (RAISING, LOWERING, RANDOM), (CHOSEN, RIVAL, COMBINED)
+CHOSEN, RIVAL, COMBINED, BY_CHANCE = "fine-tuned", "hard debiasing", "fine-tuned, then hard debiasing", "fine-tuned on random"
 
 Row = dict[str, Any]
 
@@ -109,12 +108,12 @@ class Bias:
 
     # ------------------------------------------------------------------------------------------------------- fine-tuned
 
-    def try_all(self, paths: Sequence[Sequence[Setting]]) -> list[Tried]:
-        """What each setting does to the held-out effect, and to the training loss."""
+    def try_all(self, paths: Sequence[Sequence[Setting]], column: int) -> list[Tried]:
+        """What each setting does to the effect of one test, and to the training loss."""
         made = []
         for settings in paths:
-            for setting, theta in path(self.problem, settings, *self._sides(self.held_out)):
-                effect = self.measured(self.problem.unflatten(theta))[self.held_out]
+            for setting, theta in path(self.problem, settings, *self._sides(column)):
+                effect = self.measured(self.problem.unflatten(theta))[column]
                 made.append(Tried(setting, float(effect), self.mean_loss(theta)))
         return made
 
@@ -122,14 +121,16 @@ class Bias:
         ranked = column if self.ranked_on is None else self.ranked_on
         return sides(self.influence[:, ranked], float(self.effects[ranked]))
 
-    def changed(self, chosen: Mapping[str, Setting], rival: HardDebiasing) -> Iterator[Row]:
-        """Rows of settings that were `chosen` elsewhere (score -> setting), of the rival, and of the rival after the setting of the score
-        `CHOSEN`: `weat`, `change`, `size` = |weat|, `loss`; of the trained model as well."""
+    def changed(self, chosen: Mapping[str, Mapping[str, Setting]], rival: HardDebiasing) -> Iterator[Row]:
+        """Rows of settings that were `chosen` (test -> score -> setting), of the setting of `CHOSEN` on documents at random, of the rival,
+        and of the rival after `CHOSEN`: `weat`, `change`, `size` = |weat|, `loss`; of the trained model as well."""
         begun, vectors = self.problem.theta, vectors_name(self.experiment)
+        drawn = numpy_generator(self.session.seed, "steps on documents at random").permutation(len(self.influence))
         for name, column in self.reported.items():
             thetas = {TRAINED: begun, RIVAL: self._without_direction(begun, rival, vectors)}
-            for score, setting in chosen.items():
+            for score, setting in chosen[name].items():
                 ((_, thetas[score]),) = path(self.problem, [setting], *self._sides(column))
+            ((_, thetas[BY_CHANCE]),) = path(self.problem, [chosen[name][CHOSEN]], drawn, drawn[::-1])
             thetas[COMBINED] = self._without_direction(thetas[CHOSEN], rival, vectors)
             for score, theta in thetas.items():
                 effect = float(self.measured(self.problem.unflatten(theta))[column])
