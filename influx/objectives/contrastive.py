@@ -41,6 +41,9 @@ class Contrastive(Coupled):
     3. The copies are drawn once and kept, so that the objective is a function of the parameters.
     4. A key that is the example's own second view is no negative.
 
+    With recompute=false the objective is a sum over examples, and leaving one out is weight 0; but keys that stay where training started
+    keep nobody apart: all embeddings can leave them for one place. recompute=true is contrastive learning as it is meant.
+
     Cost and memory: a row's targets are its keys, `negatives` x (embedding + 1) numbers.
     """
 

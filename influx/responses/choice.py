@@ -53,8 +53,8 @@ def check(response: Response, problem: Problem) -> None:
         )
     if isinstance(response, Bregman) and not convex(problem):
         raise InfluxError(
-            "retraining.response=pbrf holds a model by the Bregman divergence of its loss, which is no distance when the loss is not convex in "
-            f"the outputs, and {type(problem.objective).__name__} is not: use retraining.response=proximal or retrain."
+            "retraining.response=pbrf holds a model by the Bregman divergence of its loss, no distance when the loss is not convex in the "
+            f"outputs, and {type(problem.objective).__name__} is not: use retraining.response=proximal or retrain."
         )
     if isinstance(response, Linearised):
         response.check(problem)

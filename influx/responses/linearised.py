@@ -63,8 +63,8 @@ class Linearised(Response):
             )
         if isinstance(self.solver, FactoredSolver) and not convex(problem):
             raise InfluxError(
-                f"retraining.solver={type(self.solver).__name__.lower()} takes a root of the GGN, which has none when the loss is not convex in "
-                "the outputs: use solver@retraining.solver=exact or cg."
+                f"retraining.solver={type(self.solver).__name__.lower()} takes a root of the GGN, and there is none when the loss is not "
+                "convex in the outputs: use solver@retraining.solver=exact or cg."
             )
         with in_these_terms():
             self.solver.work(problem, 1)
