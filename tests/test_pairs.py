@@ -42,7 +42,7 @@ TOLD = {  # what methods may say of an objective's own model, before anything is
     "skip_gram": (MISSING, NO_LAYERS, r"asks (questions of its own, which training examples cannot answer|what they have no answer to)"),
 }
 REFUSED = {
-    ("contrastive", "pbrf"): r"which is no distance when the loss is not convex in the outputs, and Contrastive is not: use .*=proximal"
+    ("contrastive", "pbrf"): r"no distance when the loss is not convex in the outputs, and Contrastive is not: use .*=proximal"
 }
 TRUTHS = {
     "scratch": {},
