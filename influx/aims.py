@@ -13,6 +13,7 @@ from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from influx import stacking
+from influx.masking import seen
 from influx.measurements import Measurement
 from influx.objectives.base import Coupled, Objective, SelfTargeted
 
@@ -35,7 +36,7 @@ class Aims:
         """y of the training objective's ℓ."""
         inputs, labels = part
         if isinstance(self.objective, SelfTargeted):
-            return self.objective.targets(inputs)
+            return self.objective.targets(seen(self.module, inputs))
         if not isinstance(self.objective, Coupled):
             return labels
         state = self.now if self.objective.recompute else self.start

@@ -24,6 +24,7 @@ from influx.aims import Aims, Labelled
 from influx.datasets import Data
 from influx.errors import InfluxError
 from influx.instantiate import describe
+from influx.masking import Masked
 from influx.measurements import Measurement
 from influx.measurements.base import Posing
 from influx.models import Model, build
@@ -107,7 +108,9 @@ class Experiment:
 
     @property
     def n_outputs(self) -> int:
-        return self.objective.n_outputs(self.data) if isinstance(self.objective, Unlabelled) else self.data.n_outputs
+        if not isinstance(self.objective, Unlabelled):
+            return self.data.n_outputs
+        return self.objective.n_outputs(self.model.unticketed(self.data) if isinstance(self.model, Masked) else self.data)
 
     @property
     def n_test(self) -> int:

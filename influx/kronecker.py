@@ -30,6 +30,8 @@ from torch import Tensor
 from influx.errors import InfluxError
 from influx.gradients import Layer, Pass, slope
 from influx.layered import of_outputs
+from influx.objectives import Objective
+from influx.objectives.base import Likely, Unlabelled
 from influx.problem import Problem
 from influx.seeding import torch_generator
 
@@ -113,14 +115,14 @@ def signals(problem: Problem, kind: str, *, labels: str, seed: int, first: int =
     width = problem.outputs(problem.theta, problem.train.inputs[:1]).shape[1]
     copies = width if kind == "ggn" else 1
     each = copies * problem.bytes_per_row + 4 * width**2 * problem.theta.element_size()
-    uniform = torch.rand(problem.n_train, generator=torch_generator(seed, "labels"), dtype=torch.float64)
-    uniform, train = uniform[first:], problem.train.take(slice(first, None))
+    uniform = uniforms(problem, width, seed) if kind == "fisher" and labels == "sampled" else None
+    train = problem.train.take(slice(first, None))
     for rows, kept in problem.passes(train, each):
         targets = train.targets[rows]
         if kind == "ggn":
             seeds = _roots(problem, kept, targets)
         elif kind == "fisher":
-            chosen = targets if labels == "empirical" else drawn(kept.outputs.detach(), targets, uniform[rows])
+            chosen = targets if uniform is None else drawn(problem.objective, kept.outputs.detach(), targets, uniform[first:][rows])
             seeds = [slope(problem.objective.loss, kept.outputs, chosen)]
         else:
             raise InfluxError(f"a Kronecker-factored curvature is ggn or fisher, not {kind}: set method.curvature=ggn.")
@@ -129,12 +131,40 @@ def signals(problem: Problem, kind: str, *, labels: str, seed: int, first: int =
         yield [Signals(h, stacked) for h, stacked in zip(kept.inputs, stacks, strict=True)]
 
 
-def drawn(outputs: Float[Tensor, "rows out"], targets: Shaped[Tensor, " rows"], uniform: Float[Tensor, " rows"]) -> Shaped[Tensor, " rows"]:
-    """Targets from the model's own prediction: a class from its softmax, a number from a unit Gaussian around it."""
+def uniforms(problem: Problem, width: int, seed: int) -> Float[Tensor, "n numbers"]:
+    """What a target of each training example is drawn with: one number in [0, 1), or `width` of them where targets may be vectors.
+
+    Raises:
+        InfluxError: the objective has no distribution to draw from.
+    """
+    check_draws(problem)
+    numbers = width if isinstance(problem.objective, Likely) else 1
+    return torch.rand(problem.n_train, numbers, generator=torch_generator(seed, "labels"), dtype=torch.float64)
+
+
+def check_draws(problem: Problem) -> None:
+    """Raise `InfluxError` when targets cannot be drawn from what the model says."""
+    if isinstance(problem.objective, Unlabelled) and not isinstance(problem.objective, Likely):
+        raise InfluxError(
+            f"{type(problem.objective).__name__} gives no distribution that targets could be drawn from: use the data's own "
+            "(method.solver.labels=empirical; method=kronfluence: method.empirical=true)."
+        )
+
+
+def drawn(
+    objective: Objective,
+    outputs: Float[Tensor, "rows out"],
+    targets: Shaped[Tensor, " rows *target"],
+    uniform: Float[Tensor, "rows numbers"],
+) -> Shaped[Tensor, " rows *target"]:
+    """Targets from the model's own prediction: a class from its softmax, a number from a unit Gaussian around it; those of an objective
+    without labels as it says itself."""
     uniform = uniform.to(outputs.device)
+    if isinstance(objective, Likely):
+        return objective.draw(outputs, uniform)
     if targets.is_floating_point():
-        return outputs.squeeze(-1) + torch.special.ndtri(uniform.clamp_min(torch.finfo(uniform.dtype).tiny)).to(outputs)
-    below = outputs.double().softmax(-1).cumsum(-1)[:, :-1] < uniform.unsqueeze(1)
+        return outputs.squeeze(-1) + torch.special.ndtri(uniform[:, 0].clamp_min(torch.finfo(uniform.dtype).tiny)).to(outputs)
+    below = outputs.double().softmax(-1).cumsum(-1)[:, :-1] < uniform
     return below.sum(1)
 
 

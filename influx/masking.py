@@ -17,9 +17,10 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from influx.data import Data
 from influx.errors import InfluxError
 from influx.masks import Masks
-from influx.models.base import ACTIVATIONS, Model, Shape
+from influx.models.base import ACTIVATIONS, Model, Placed, Shape
 from influx.stacking import mixes_rows
 
 MASKED = (
@@ -132,11 +133,11 @@ class MaskedNet(nn.Module):
 
     def forward(self, inputs: Float[Tensor, "rows features1"]) -> Float[Tensor, "rows out"]:
         with self._masking(inputs[:, -1], 0):
-            return self.net(inputs[:, :-1].unflatten(1, self.shape))
+            return self.net(bare(inputs, self.shape))
 
     def before(self, inputs: Float[Tensor, "rows features1"]) -> Float[Tensor, " rows *hidden"]:
         """Each row up to its first mask, whatever its ticket: what all masks of it have in common."""
-        hidden = inputs[:, :-1].unflatten(1, self.shape)
+        hidden = bare(inputs, self.shape)
         for part in self._chain[: self._shared]:
             hidden = part(hidden)
         return hidden
@@ -191,6 +192,16 @@ class MaskedNet(nn.Module):
             yield
 
 
+def bare(inputs: Float[Tensor, "rows features1"], shape: tuple[int, ...]) -> Float[Tensor, " rows *shape"]:
+    """Examples of this shape without their tickets."""
+    return inputs[:, :-1].unflatten(1, shape)
+
+
+def seen(module: nn.Module, inputs: Float[Tensor, " rows *shape"]) -> Float[Tensor, " rows *shape"]:
+    """What an objective that makes targets of the inputs makes them of: without tickets, should the module want any."""
+    return bare(inputs, module.shape) if isinstance(module, MaskedNet) else inputs
+
+
 def _parts(net: nn.Module) -> list[nn.Module]:
     if isinstance(net, nn.Sequential) and type(net).forward is nn.Sequential.forward:
         return [part for child in net._modules.values() if child is not None for part in _parts(child)]
@@ -198,7 +209,7 @@ def _parts(net: nn.Module) -> list[nn.Module]:
 
 
 @dataclass(frozen=True)
-class Masked(Model):
+class Masked(Placed):
     """`model` for examples of a shape, under masks drawn from a seed."""
 
     model: Model
@@ -207,4 +218,14 @@ class Masked(Model):
     seed: int
 
     def module(self, shape: Shape) -> nn.Module:
-        return MaskedNet(self.model.module(Shape(self.inputs, shape.n_outputs, shape.task)), self.inputs, self.masks, self.seed)
+        return MaskedNet(self.model.module(replace(shape, inputs=self.inputs)), self.inputs, self.masks, self.seed)
+
+    def place(self, module: nn.Module, data: Data, seed: int) -> None:
+        """Where the model itself would start."""
+        if isinstance(self.model, Placed):
+            self.model.place(module.get_submodule("net"), self.unticketed(data), seed)
+
+    def unticketed(self, data: Data) -> Data:
+        """The data without tickets, as the objective sees it."""
+        train, test = (bare(inputs, self.inputs) for inputs in (data.train_inputs, data.test_inputs))
+        return replace(data, train_inputs=train, test_inputs=test)

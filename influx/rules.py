@@ -92,6 +92,22 @@ SHARES = Rule(
     "a list of different numbers above 0 and of at most 1",
     lambda v: isinstance(v, list | tuple) and len(v) > 0 and all(_is_number(x) and 0 < x <= 1 for x in v) and len({*v}) == len(v),
 )
+COUNTS = Rule(
+    "a list of different whole numbers of at least 1",
+    lambda v: isinstance(v, list | tuple) and len(v) > 0 and all(map(whole(1).accepts, v)) and len({*v}) == len(v),
+)
+WORD_SETS = Rule(
+    "a list of lists of words",
+    lambda v: isinstance(v, list | tuple) and all(isinstance(x, list | tuple) and all(map(TEXT.accepts, x)) for x in v),
+)
+RATES = Rule(
+    "a list of different numbers above 0",
+    lambda v: isinstance(v, list | tuple) and len(v) > 0 and all(_is_number(x) and x > 0 for x in v) and len({*v}) == len(v),
+)
+WAYS = Rule(
+    "a list of different ones of undo, amplify, both",
+    lambda v: isinstance(v, list | tuple) and len(v) > 0 and {*v} <= {"undo", "amplify", "both"} and len({*v}) == len(v),
+)
 STRENGTH = Rule("a number above -1 and of at most 1, other than 0", lambda v: _is_number(v) and -1 < v <= 1 and v != 0)
 
 RULES: dict[str, Rule] = {
@@ -127,7 +143,7 @@ RULES: dict[str, Rule] = {
     "dataset.test_index": INDEX,
     "dataset.root": TEXT,
     "dataset.download": FLAG,
-    "dataset.length": whole(3),
+    "dataset.length": whole(3).or_null(),
     "dataset.path": TEXT,
     "dataset.target": TEXT,
     "dataset.task": choice("classification", "regression"),
@@ -159,6 +175,13 @@ RULES: dict[str, Rule] = {
     "model.pretraining": whole(0),
     "model.warm_up": whole(0),
     "objective.recompute": FLAG,
+    "objective.window": whole(1),
+    "objective.negatives": whole(1),
+    "objective.min_count": whole(1),
+    "objective.vocabulary": whole(2),
+    "objective.max_pairs": whole(1),
+    "objective.draw_seed": whole(0),
+    "measurement.ddof": one_of_numbers(0, 1),
     "training.lr": number(above=0),
     "training.epochs": whole(1),
     "training.batch_size": whole(1).or_null(),
@@ -245,6 +268,21 @@ RULES: dict[str, Rule] = {
     "task.labels": choice("noisy", "clean"),
     "task.restart": choice("fresh", "continued"),
     "task.reverse": FLAG,
+    "task.share": number(above=0, at_most=0.5),
+    "task.random_sets": whole(2),
+    "task.held_out": TEXT,
+    "task.documents": COUNTS,
+    "task.steps": COUNTS,
+    "task.rates": RATES,
+    "task.modes": WAYS,
+    "task.damage": number(above=0),
+    "task.chosen_on": choice("held_out", "reported"),
+    "task.ranked_on": choice("reported", "held_out"),
+    "task.top": whole(1),
+    "task.rival.definitional": WORD_SETS,
+    "task.rival.equalized": WORD_SETS,
+    "task.rival.specific": list_of(TEXT),
+    "task.rival.components": whole(1),
     "retraining.start": choice("scratch", "warm"),
     "retraining.removed": whole(1).or_word("all"),
     "retraining.selection": choice("random", "top", "loss", "percentile", "stratified", "all", "class"),

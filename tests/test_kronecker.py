@@ -17,7 +17,7 @@ from influx.errors import InfluxError, NumericalError
 from influx.estimators.inverse_curvature import InverseCurvature
 from influx.kronecker import drawn, eigenbases, root
 from influx.measurements import Margin, MeanLoss
-from influx.objectives import Objective
+from influx.objectives import CrossEntropy, Objective, SquaredError
 from influx.pairing import Pairing, plan
 from influx.problem import Examples, Problem
 from influx.solvers import factored
@@ -201,11 +201,11 @@ def test_roots_give_their_matrices_back_where_one_class_is_nearly_certain():
 
 
 def test_labels_are_drawn_from_the_models_prediction():
-    grid = (torch.arange(20_000, dtype=torch.float64) + 0.5) / 20_000  # every quantile once: no sampling error but the grid's
+    grid = (torch.arange(20_000, dtype=torch.float64).unsqueeze(1) + 0.5) / 20_000  # every quantile once: no sampling error but the grid's
     logits = torch.tensor([[0.3, -1.0, 2.0, 0.0]])
-    labels = drawn(logits.expand(20_000, -1), torch.zeros(20_000, dtype=torch.int64), grid)
+    labels = drawn(CrossEntropy(), logits.expand(20_000, -1), torch.zeros(20_000, dtype=torch.int64), grid)
     assert_close(labels.bincount() / 20_000, logits[0].softmax(0), rtol=0, atol=2e-4)
-    numbers = drawn(torch.full((20_000, 1), 7.0, dtype=torch.float64), torch.zeros(20_000, dtype=torch.float64), grid)
+    numbers = drawn(SquaredError(), torch.full((20_000, 1), 7.0, dtype=torch.float64), torch.zeros(20_000, dtype=torch.float64), grid)
     assert numbers.mean().item() == pytest.approx(7.0, abs=1e-9)
     assert numbers.var().item() == pytest.approx(1.0, abs=2e-3)  # the tails beyond the grid
 

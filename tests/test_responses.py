@@ -30,6 +30,8 @@ from influx.experiment import Experiment, Trained
 from influx.models.all_conv import AllConv
 from influx.models.mlp import Mlp
 from influx.objectives import CrossEntropy, Objective, SquaredError
+from influx.objectives.reconstruction import Reconstruction
+from influx.objectives.self_training import SelfTraining
 from influx.quasi_newton import minimise
 from influx.removals import Removals
 from influx.responses.bregman import Bregman
@@ -337,17 +339,23 @@ def test_the_slope_keeps_its_digits_too():
 
 
 @pytest.mark.parametrize(
-    ("objective", "targets"), [(CrossEntropy(), torch.tensor([0, 2, 1, 1])), (SquaredError(), torch.randn(4, dtype=torch.float64))]
+    ("objective", "targets"),
+    [
+        (CrossEntropy(), torch.tensor([0, 2, 1, 1])),
+        (SelfTraining(), torch.tensor([[0.2, 0.3, 0.5], [1.0, 0.0, 0.0], [0.1, 0.1, 0.8], [0.4, 0.4, 0.2]], dtype=torch.float64)),
+        (SquaredError(), torch.tensor([0.3, -2.0, 1.0, 0.1], dtype=torch.float64)),
+        (Reconstruction(), torch.tensor([[0.3, -2.0, 1.0]] * 4, dtype=torch.float64)),
+    ],
 )
 def test_the_divergence_is_its_definition_whatever_the_labels(objective: Objective, targets: Tensor):
-    out = 3 if isinstance(objective, CrossEntropy) else 1
+    out = 1 if isinstance(objective, SquaredError) else 3
     draw = torch.Generator().manual_seed(0)
     f_s, f = (torch.randn(4, out, generator=draw, dtype=torch.float64) for _ in range(2))
     anchor, rows = Anchor(objective, targets, f_s), torch.arange(4)
     closed, defined = anchor.divergence(f, rows), anchor.defined(f, rows, targets)
     torch.testing.assert_close(closed.value, defined.value, rtol=1e-13, atol=1e-15)
     torch.testing.assert_close(closed.slope, defined.slope, rtol=1e-13, atol=1e-15)
-    other = (targets + 1) % 3 if out == 3 else targets + 5
+    other = targets.roll(1, -1) if targets.dim() == 2 else targets + 5 if out == 1 else (targets + 1) % 3
     torch.testing.assert_close(anchor.defined(f, rows, other).value, defined.value, rtol=1e-12, atol=1e-14)
     assert anchor.label_dependence(f.expand(2, 4, out)) < 1e-15
 

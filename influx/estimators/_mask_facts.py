@@ -4,7 +4,8 @@ Two suppositions stand behind a score: that the sub-network under i's flipped ma
 sub-network and says nothing else. Both can be looked at. Accuracy on a training example under its flipped mask would be the accuracy on
 unseen examples under such masks; and a network shown i's own mask with an input that is not i would answer i's label as often as chance.
 
-Facts, each a mean over training (or test) examples; accuracies are shares of right labels, and all but the losses are of classification:
+Facts, each a mean over training (or test) examples; accuracies are shares of right labels, and all but the losses are of models trained on
+labels (those of test examples of measurements that read labels as well):
 
     loss_*, accuracy_*            training examples under `own_mask`, `flipped_mask`, `without_mask`
     test_accuracy_*               test examples `without_mask`, under `own_masks` and `flipped_masks` of random training examples
@@ -77,7 +78,8 @@ def facts(net: MaskedNet, masked: Problem, mislabelled: Int[np.ndarray, " wrong"
     if 0 < len(mislabelled) < len(targets):
         found["wrong_labels_by_loss"] = _told_apart(masked.objective.loss(seen["without_mask"].outputs, targets), mislabelled)
     generator = torch_generator(seed, "turn-over dropout", "masks dealt")
-    return found | _unseen(show, masked, generator) | _told(show, masked, mislabelled, generator)
+    unseen = {} if masked.test.targets.is_floating_point() else _unseen(show, masked, generator)
+    return found | unseen | _told(show, masked, mislabelled, generator)
 
 
 Show = Callable[[Float[Tensor, "rows features"], Float[Tensor, " rows"]], Shown]

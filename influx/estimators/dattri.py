@@ -7,7 +7,8 @@
 
 1. The library's score of TRAK takes the margin for measurement and is positive for proponents. Given this run's measurement its ψ have the
    sign of ∇m_t, so the score is turned.
-2. In regression (1 − p_i) is −∂ℓ_i/∂f, so that trak is defined there as well; for cross-entropy the two are the same.
+2. In regression (1 − p_i) is −∂ℓ_i/∂f, so that trak is defined there as well; for cross-entropy the two are the same. Without labels f is
+   the loss itself, as for `method=trak`.
 3. Its own unit of damping in trak is that of a sum over gradients scaled by 1/√P; here δ is as for `method=trak`.
 4. The library knows no weight decay: λ is added, except in trak, as in the paper.
 5. Left out: its EK-FAC (0.3.0 projects with transposed eigenvectors), its Arnoldi iteration (not a number once an eigenvalue is negative)
@@ -139,7 +140,8 @@ class Dattri(Estimator):
             return float(self.damping)
         if self.algorithm != "trak":
             return Curvature(problem, "fisher" if self.algorithm == "datainf" else "hessian", "auto").delta
-        squares = [part.squared_norms().sum() for _, parts in replace(problem, objective=Output()).train_rows() for part in parts]
+        linearised = replace(problem, objective=Output(problem.objective))
+        squares = [part.squared_norms().sum() for _, parts in linearised.train_rows() for part in parts]
         return AUTO_SHARE * float(torch.stack(squares).sum()) / problem.n_train / min(self.dim, problem.n_params)
 
     def _inverse(self, problem: Problem, delta: float) -> Float[Tensor, "n_train tests"]:
@@ -185,16 +187,17 @@ class Dattri(Estimator):
 
 def _of_row(problem: Problem, model: nn.Module) -> tuple[Value, Value, Value]:
     """Of one example: the model output that TRAK linearises, 1 + ∂ℓ/∂f (the label's probability), and the measurement."""
+    linearised = Output(problem.objective).loss
 
     def outputs(params: Parameters, row: list[Tensor]) -> Tensor:
         return functional_call(model, params, (row[0].unsqueeze(0),))
 
     def output(params: Parameters, row: list[Tensor]) -> Tensor:
-        return Output().loss(outputs(params, row), row[1].unsqueeze(0)).squeeze(0)
+        return linearised(outputs(params, row), row[1].unsqueeze(0)).squeeze(0)
 
     def probability(params: Parameters, row: list[Tensor]) -> Tensor:
         made, label = outputs(params, row), row[1].unsqueeze(0)
-        along = grad(lambda f: Output().loss(f, label).sum())(made)
+        along = grad(lambda f: linearised(f, label).sum())(made)
         slope = grad(lambda f: problem.objective.loss(f, label).sum())(made)
         return 1 + (slope * along).sum() / along.square().sum()
 

@@ -5,9 +5,12 @@ For one test example (x, y), with the training examples sorted by their distance
     labels    v(S) = (1/K) Σ_{k ≤ min(K, |S|)} 1[y_k(S) = y],          the share of the K nearest in S that have its label,
     numbers   v(S) = −((1/K) Σ_{k ≤ min(K, |S|)} y_k(S) − y)²,         minus the squared error of their mean,
 
-y_k(S) being the target of the k-th nearest in S. The Shapley value s_i is i's mean marginal contribution over all orders of arrival. Two
-neighbours in the ranking differ by what swapping them does, so that s follows from a recursion from the farthest to the nearest, with
-s_{n+1} = 0 and a target of 0 (no hit) there. With a_i = min(K, i)/i, the chance that fewer than K of the i − 1 nearer ones came before,
+y_k(S) being the target of the k-th nearest in S: what the measurement reads, so labels where labels judge a model that was trained without
+them. Of targets that are vectors (reconstructions, assignments to clusters) the numbers' utility is summed over the coordinates.
+
+The Shapley value s_i is i's mean marginal contribution over all orders of arrival. Two neighbours in the ranking differ by what swapping
+them does, so that s follows from a recursion from the farthest to the nearest, with s_{n+1} = 0 and a target of 0 (no hit)
+there. With a_i = min(K, i)/i, the chance that fewer than K of the i − 1 nearer ones came before,
 
     labels    s_i − s_{i+1} = (1/K) a_i (1[y_i = y] − 1[y_{i+1} = y])
     numbers   s_i − s_{i+1} = (1/K) (y_{i+1} − y_i) [a_i ((y_i + y_{i+1})/K − 2y) + (b_i Σ_{l<i} y_l + Σ_{l>i+1} b_{l−1} y_l)/K],
@@ -25,7 +28,8 @@ from torch import Tensor
 
 from influx import rules
 from influx.cost import Cost
-from influx.estimators._scores import signed
+from influx.errors import InfluxError
+from influx.estimators._scores import are_labels, comparable, judged, signed
 from influx.estimators.base import Estimate, Estimator
 from influx.problem import Examples, Problem
 from influx.progress import progress
@@ -63,8 +67,14 @@ class KnnShapley(Estimator):
     def plan(self, problem: Problem, record: Record) -> Cost:
         """
         Raises:
-            InfluxError: the model's output layer is not linear, so that there are no features.
+            InfluxError: the model's output layer is not linear, so that there are no features; or the neighbours' targets are not what the
+                measurement compares with.
         """
+        if not comparable(problem) or not (are_labels(problem) or judged(problem).targets.is_floating_point()):
+            raise InfluxError(
+                "method=knn_shapley lets training examples vote on what the measurement reads, and "
+                f"{type(problem.measurement).__name__} asks what they have no answer to: use method=nearest, or another method."
+            )
         width = self._points(problem, problem.train.take(slice(0, 1))).shape[1]
         n, m = problem.n_train, len(problem.test)
         passes = (n + m) / 3 if self.space == "features" else 0.0
@@ -74,11 +84,11 @@ class KnnShapley(Estimator):
 
     def estimate(self, problem: Problem, record: Record, seed: int) -> Estimate:
         train, test = self._points(problem, problem.train), self._points(problem, problem.test)
-        value = shapley_of_numbers if problem.train.targets.is_floating_point() else shapley_of_labels
+        value, targets = shapley_of_labels if are_labels(problem) else shapley_of_vectors, judged(problem).targets
         influence = problem.empty().zero_()
         for columns in progress(_columns(problem, len(test)), "neighbours, blocks of test examples"):
             order = nearest_first(train, test[columns])
-            made = value(problem.train.targets[order], problem.test.targets[columns], self.neighbors)
+            made = value(targets[order], problem.test.targets[columns], self.neighbors)
             values = torch.empty_like(made).scatter_(0, order, made)
             if problem.measurement.whole_set:
                 influence += values.sum(1, keepdim=True) / len(test)
@@ -107,6 +117,12 @@ def shapley_of_labels(labels: Int[Tensor, "n m"], wanted: Int[Tensor, " m"], nei
     hits = _then_zero((labels == wanted).double())
     share = _nearer(len(labels), neighbors, hits)[0] / neighbors
     return _from_the_far_end(share * (hits[:-1] - hits[1:]))
+
+
+def shapley_of_vectors(numbers: Float[Tensor, "n m *target"], wanted: Float[Tensor, " m *target"], neighbors: int) -> Float[Tensor, "n m"]:
+    """The utilities of the coordinates added up, and so their values."""
+    parts = zip(numbers.reshape(*numbers.shape[:2], -1).unbind(2), wanted.reshape(len(wanted), -1).unbind(1), strict=True)
+    return torch.stack([shapley_of_numbers(column, aim, neighbors) for column, aim in parts]).sum(0)
 
 
 def shapley_of_numbers(numbers: Float[Tensor, "n m"], wanted: Float[Tensor, " m"], neighbors: int) -> Float[Tensor, "n m"]:

@@ -22,7 +22,6 @@ from dataclasses import dataclass
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -31,10 +30,10 @@ from influx.cost import Cost
 from influx.errors import InfluxError
 from influx.estimators._neighbours import Blocks, as_is, batch_rows, few_objects, loaded, quiet, require, returned, whole_layers
 from influx.estimators.base import Estimate, Estimator
-from influx.kronecker import drawn
+from influx.kronecker import check_draws, drawn, uniforms
 from influx.problem import Problem
 from influx.record import Record
-from influx.seeding import isolated, torch_generator
+from influx.seeding import isolated
 
 PASSES = {"identity": 0, "diagonal": 1, "kfac": 1, "ekfac": 2}  # over the training rows, before the scores
 COPIES = 3  # of a test example's gradient: it, its product with the inverse, and room for that product
@@ -77,6 +76,8 @@ class Kronfluence(Estimator):
         require("kronfluence")
         problem = problem.select(self.params)
         whole_layers(problem, "kronfluence")
+        if not self.empirical and PASSES[self.strategy]:
+            check_draws(problem)
         n, m, p = problem.n_train, len(problem.test), problem.n_params
         sides = [layer.shape for layer in problem.matrix_layers]
         vectors = sum(20.0 * (out**3 + wide**3) for out, wide in sides) * (self.strategy in ("kfac", "ekfac"))
@@ -95,7 +96,8 @@ class Kronfluence(Estimator):
         from kronfluence.utils.state import State
 
         task, rows = make_task(problem, whole_layers(problem, "kronfluence")), batch_rows(problem, self.batch_size)
-        uniform = torch.rand(problem.n_train, generator=torch_generator(seed, "labels"), dtype=torch.float64)
+        width = problem.outputs(problem.theta, problem.train.inputs[:1]).shape[1]
+        uniform = problem.theta.new_zeros(problem.n_train, 1) if self.empirical else uniforms(problem, width, seed)
         train = Blocks(problem.train.inputs, problem.train.targets, uniform.to(problem.theta.device))
         test = Blocks(problem.test.inputs, problem.test.targets)
         factors, scores = self._arguments(problem)
@@ -138,7 +140,8 @@ def make_task(problem: Problem, layers: list[str]) -> Any:
         def compute_train_loss(self, batch: list[Tensor], model: nn.Module, sample: bool = False) -> Tensor:
             inputs, targets, uniform = batch
             outputs = model(inputs)
-            return problem.objective.loss(outputs, drawn(outputs.detach(), targets, uniform) if sample else targets).sum()
+            aims = drawn(problem.objective, outputs.detach(), targets, uniform) if sample else targets
+            return problem.objective.loss(outputs, aims).sum()
 
         def compute_measurement(self, batch: list[Tensor], model: nn.Module) -> Tensor:
             return problem.measured(model(batch[0]), batch[1]).sum()

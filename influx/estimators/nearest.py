@@ -12,7 +12,7 @@ from torch.nn.functional import normalize
 
 from influx import rules
 from influx.cost import Cost
-from influx.estimators._scores import signed
+from influx.estimators._scores import are_labels, judged, signed
 from influx.estimators.base import Estimate, Estimator
 from influx.problem import Examples, Problem
 from influx.record import Record
@@ -22,8 +22,9 @@ from influx.stacking import blocks
 @dataclass(frozen=True)
 class Nearest(Estimator):
     """influence[i, t] = s_it cos(φ_i, φ_t), φ the inputs or what enters the output layer; s = +1 for the same label and −1 for another
-    (1 throughout when labels are ignored, and for regression, whose targets are not compared). Its negative when a high measurement is
-    good. A zero φ has similarity 0; a whole-set measurement gets the mean over the test set.
+    (1 throughout when labels are ignored, and where the measurement reads none: numbers, reconstructions and places where training
+    started are not compared). Its negative when a high measurement is good. A zero φ has similarity 0; a whole-set measurement gets the
+    mean over the test set.
 
     Good for: how far looking alike goes: in the space of inputs it does not use the model at all. It cannot know how much an example moves
     the model: of two that look alike, one that is fitted with ease and one that is not score the same.
@@ -53,11 +54,12 @@ class Nearest(Estimator):
     @torch.no_grad()
     def estimate(self, problem: Problem, record: Record, seed: int) -> Estimate:
         train, test = (normalize(self._vectors(problem, part), dim=1, eps=0.0).nan_to_num(0.0) for part in (problem.train, problem.test))
-        influence = problem.empty()
+        influence, labels = problem.empty(), judged(problem).targets
+        signs = self.labels == "signed" and are_labels(problem)
         for rows in blocks(problem.n_train, 2 * len(test) * test.element_size()):
             alike = train[rows] @ test.T  # [rows, test examples]
-            if self.labels == "signed" and not problem.train.targets.is_floating_point():
-                same = problem.train.targets[rows].unsqueeze(1) == problem.test.targets
+            if signs:
+                same = labels[rows].unsqueeze(1) == problem.test.targets
                 alike = torch.where(same, alike, -alike)
             influence[rows] = alike.mean(1, keepdim=True) if problem.measurement.whole_set else alike
         return Estimate(signed(problem, influence))

@@ -27,6 +27,7 @@ from influx.errors import InfluxError, NumericalError
 from influx.estimators.base import Estimate, Estimator
 from influx.gradients import Rows, slope
 from influx.objectives import Objective, log_odds
+from influx.objectives.base import Unlabelled
 from influx.problem import Problem
 from influx.progress import progress
 from influx.record import Record
@@ -44,7 +45,11 @@ Piece = tuple[list[Rows], Tensor]  # gradients of a block of examples, a layer a
 class Output(Objective):
     """The model output f that TRAK linearises, in an objective's clothes: what `Problem` differentiates."""
 
-    def loss(self, outputs: Float[Tensor, " *k batch out"], targets: Shaped[Tensor, " batch"]) -> Float[Tensor, " *k batch"]:
+    of: Objective
+
+    def loss(self, outputs: Float[Tensor, " *k batch out"], targets: Shaped[Tensor, " batch *target"]) -> Float[Tensor, " *k batch"]:
+        if isinstance(self.of, Unlabelled):
+            return self.of.loss(outputs, targets)  # departure 5
         return outputs[..., 0] if targets.is_floating_point() else log_odds(outputs, targets)
 
 
@@ -62,6 +67,7 @@ class Trak(Estimator):
     2. The paper inverts Φᵀ Φ as it is; that is damping=0, and needs dim ≤ n and dim ≤ P. When dim ≥ P nothing is projected.
     3. The paper's models are trained on random subsets of the training set; these are trained on all of it, from other seeds.
     4. No soft-thresholding of the scores (the paper's last step, with a threshold found by cross-validation).
+    5. Of a model that is trained without labels, whose loss is a function of several outputs, f is the loss itself, and q = 1.
 
     Cost: a gradient for every example and model, and 2·P·dim operations to project each; models − 1 trainings.
     Memory: (n + n_test) x dim numbers, a tile of signs (never P x dim), and up to a quarter of `memory` of gradients, as factors
@@ -141,11 +147,13 @@ class Trak(Estimator):
 
 def slopes(problem: Problem) -> Float[Tensor, " n"]:
     """q_i = ∂ℓ_i/∂f: the loss's gradient by the outputs, along the model output's. Both are stable where p_y is near 1."""
+    if isinstance(problem.objective, Unlabelled):
+        return problem.theta.new_ones(problem.n_train)
     made = []
     for rows in blocks(problem.n_train, 4 * problem.bytes_per_row):
         part = problem.train.take(rows)
         outputs = problem.outputs(problem.theta, part.inputs).detach()
-        along = slope(Output().loss, outputs, part.targets)
+        along = slope(Output(problem.objective).loss, outputs, part.targets)
         made.append((slope(problem.objective.loss, outputs, part.targets) * along).sum(1) / along.square().sum(1))
     return torch.cat(made)
 
@@ -153,7 +161,7 @@ def slopes(problem: Problem) -> Float[Tensor, " n"]:
 def projected(problem: Problem, dim: int, seed: int, model: int) -> tuple[Float[Tensor, "n k"], Float[Tensor, "m k"]]:
     """φ of every training example and ψ of every test example (or of the set), k = min(dim, P). The signs are a function of (seed, model)
     and of sizes alone."""
-    output = replace(problem, objective=Output())
+    output = replace(problem, objective=Output(problem.objective))
     if dim >= problem.n_params:
         return torch.cat([made for _, made in output.train_gradients()]), problem.test_gradients()
     train, test = (problem.theta.new_zeros(count, dim) for count in (problem.n_train, problem.n_test))

@@ -93,6 +93,15 @@ class Decoding(ABC):
         """The reconstruction, in the input's unit."""
 
 
+class Likely(ABC):
+    """What an objective adds whose loss is minus the log-likelihood of its targets given the outputs, up to a constant: targets can then be
+    drawn from what the model says itself, as the true Fisher matrix has them."""
+
+    @abstractmethod
+    def draw(self, outputs: Float[Tensor, "rows out"], uniform: Float[Tensor, "rows out"]) -> Float[Tensor, " rows *target"]:
+        """Targets drawn from the likelihood, by numbers that are uniform in [0, 1)."""
+
+
 def standing(
     objective: Objective,
     outputs: Float[Tensor, " *k batch out"],

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from influx.data import Data
-from influx.objectives.base import Decoding, SelfTargeted
+from influx.objectives.base import Decoding, Likely, SelfTargeted
 
 
 @dataclass(frozen=True)
-class Reconstruction(SelfTargeted, Decoding):
+class Reconstruction(SelfTargeted, Decoding, Likely):
     """ℓ = ½‖x̂ − x‖², summed over the features, in squared units of the (standardised) inputs.
 
     Any model will do, given as many outputs as inputs: `model=mlp model.width=8` is an autoencoder with a code of 8 numbers,
@@ -30,6 +31,10 @@ class Reconstruction(SelfTargeted, Decoding):
 
     def loss(self, outputs: Float[Tensor, " *k batch out"], targets: Float[Tensor, " batch out"]) -> Float[Tensor, " *k batch"]:
         return 0.5 * (outputs - targets).square().sum(-1)
+
+    def draw(self, outputs: Float[Tensor, "rows out"], uniform: Float[Tensor, "rows out"]) -> Float[Tensor, "rows out"]:
+        """From the unit Gaussian around the reconstruction."""
+        return outputs + torch.special.ndtri(uniform.clamp_min(torch.finfo(uniform.dtype).tiny)).to(outputs)
 
     def decoded(self, outputs: Float[Tensor, " *k batch out"]) -> Float[Tensor, " *k batch out"]:
         return outputs

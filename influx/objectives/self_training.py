@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.special import entr
 
 from influx.data import Data
 from influx.errors import InfluxError
-from influx.objectives.base import Clustering, Coupled
+from influx.objectives.base import Clustering, Coupled, Likely
 
 
 @dataclass(frozen=True)
-class SelfTraining(Coupled, Clustering):
+class SelfTraining(Coupled, Clustering, Likely):
     """ℓ_i = KL(p_i ‖ q_i) = Σ_j p_ij log(p_ij / q_ij), in nats; q_i = softmax(outputs) is the soft assignment of example i, p_i its target
     (Xie et al. 2016, section 3.1.3):
 
@@ -49,6 +50,11 @@ class SelfTraining(Coupled, Clustering):
 
     def aims(self, outputs: Float[Tensor, " *k batch c"], reference: Float[Tensor, " *k c"]) -> Float[Tensor, " *k batch c"]:
         return (2 * outputs.log_softmax(-1) - reference.log().unsqueeze(-2)).softmax(-1)
+
+    def draw(self, outputs: Float[Tensor, "rows c"], uniform: Float[Tensor, "rows c"]) -> Float[Tensor, "rows c"]:
+        """One cluster for certain, drawn from the assignment q by the first of a row's numbers."""
+        below = outputs.double().softmax(-1).cumsum(-1)[:, :-1] < uniform[:, :1]
+        return torch.nn.functional.one_hot(below.sum(1), outputs.shape[1]).to(outputs)
 
     def log_assignment(self, outputs: Float[Tensor, " *k batch c"]) -> Float[Tensor, " *k batch c"]:
         return outputs.log_softmax(-1)

@@ -75,7 +75,7 @@ def open_session(config: Mapping[str, Any], choices: Mapping[str, str], folder: 
         folder.warn(f"{data.name} is text, and model={choices['model']} takes its token ids for quantities: use model=minilm.")
     experiment = Experiment(data, model, training, objective, measurement)
     module = experiment.module(config["seed"])
-    _check_targets(experiment, choices["objective"])
+    check_targets(experiment, choices["objective"])
     check_batches(experiment, module)
     size = sum(p.numel() for p in module.parameters())
     threads = _set_threads(config["threads"], size, not is_layered(module))
@@ -110,7 +110,7 @@ def load(
     return replace(data, train_inputs=model.encode(data.train_inputs), test_inputs=model.encode(data.test_inputs))
 
 
-def _check_targets(experiment: Experiment, chosen: str) -> None:
+def check_targets(experiment: Experiment, chosen: str) -> None:
     """One example through objective and measurement: what cannot take these outputs and targets says so now."""
     data, module = experiment.data, experiment.module(0)
     objective, labels = experiment.objective, data.task == "classification"

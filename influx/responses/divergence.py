@@ -1,8 +1,9 @@
 """The Bregman divergence of a loss in the space of outputs, D(f, f_s) = ℓ(f) − ℓ(f_s) − ∇ℓ(f_s)ᵀ(f − f_s), with all of its digits.
 
 The outputs f of a moved model are near those of θ_s, so D is a small difference of large terms. For half squared error it is ½(f − f_s)²,
-for softmax cross-entropy KL(p_s ‖ p): the label drops out of both, and what is left is written below in f − f_s itself. Any other loss
-takes the definition, and loses the digits that the cancellation costs.
+for softmax cross-entropy KL(p_s ‖ p): the label drops out of both, and what is left is written below in f − f_s itself. So it is for a
+reconstruction's targets and those of deep clustering, whose losses are these functions of the outputs. Any other loss takes the
+definition, and loses the digits that the cancellation costs.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from torch import Tensor
 
 from influx.gradients import slope
 from influx.objectives import CrossEntropy, Objective, SquaredError, Supervised
+from influx.objectives.reconstruction import Reconstruction
+from influx.objectives.self_training import SelfTraining
 
 NEAR = 0.5  # |x| up to which e^x − 1 − x is summed as a series
 TERMS = 14  # of it: 0.5¹⁴/15! is far below float64's rounding
@@ -36,7 +39,7 @@ class Anchor:
     """What a trained model says of its own training rows: outputs f_s and ∇ℓ(f_s), which the divergence is taken at."""
 
     objective: Objective
-    targets: Shaped[Tensor, " n"]
+    targets: Shaped[Tensor, " n *target"]
     outputs: Float[Tensor, "n out"]
 
     @cached_property
@@ -48,7 +51,9 @@ class Anchor:
         made = CLOSED.get(self._known)
         return self.defined(outputs, rows, self.targets) if made is None else made(outputs.detach(), self.outputs[rows])
 
-    def defined(self, outputs: Float[Tensor, " *k batch out"], rows: Int[Tensor, " batch"], targets: Shaped[Tensor, " n"]) -> Divergence:
+    def defined(
+        self, outputs: Float[Tensor, " *k batch out"], rows: Int[Tensor, " batch"], targets: Shaped[Tensor, " n *target"]
+    ) -> Divergence:
         """D by its definition, for any objective and any targets, in the type of `outputs`."""
         targets = targets[rows]
         targets = targets.to(outputs.dtype) if targets.is_floating_point() else targets
@@ -60,11 +65,16 @@ class Anchor:
 
     def label_dependence(self, outputs: Float[Tensor, "k n out"]) -> float:
         """The largest |difference| of (1/n) Σ_i D_i as `divergence` has it from the definition, in float64, with every label shifted by one
-        class (every number by 1)."""
-        shifted = self.targets + 1 if self.targets.is_floating_point() else (self.targets + 1) % self.outputs.shape[1]
+        class (every number by 1, the entries of every vector by one place)."""
+        shifted = self._shifted()
         rows = torch.arange(len(self.targets), device=self.targets.device)
         minimised, by_definition = self.divergence(outputs, rows).value.double(), self.defined(outputs.double(), rows, shifted).value
         return (minimised - by_definition).mean(-1).abs().max().item()
+
+    def _shifted(self) -> Shaped[Tensor, " n *target"]:
+        if self.targets.dim() > 1:
+            return self.targets.roll(1, -1)
+        return self.targets + 1 if self.targets.is_floating_point() else (self.targets + 1) % self.outputs.shape[1]
 
     @property
     def _known(self) -> type[Objective]:
@@ -133,10 +143,12 @@ def _beyond_linear(x: Tensor, grown: Tensor) -> Tensor:
     return torch.where(x.abs() <= NEAR, 0.5 * near.square() * series, grown - x)
 
 
-def _squared(outputs: Float[Tensor, " *k batch 1"], before: Float[Tensor, "batch 1"]) -> Divergence:
+def _squared(outputs: Float[Tensor, " *k batch out"], before: Float[Tensor, "batch out"]) -> Divergence:
     d = outputs - before
-    value = 0.5 * d.square().squeeze(-1)
+    value = 0.5 * d.square().sum(-1)
     return Divergence(value, d, value)
 
 
-CLOSED: dict[type[Objective], Callable[[Tensor, Tensor], Divergence]] = {CrossEntropy: _softmax, SquaredError: _squared}
+CLOSED: dict[type[Objective], Callable[[Tensor, Tensor], Divergence]] = {
+    CrossEntropy: _softmax, SelfTraining: _softmax, SquaredError: _squared, Reconstruction: _squared,
+}  # fmt: skip

@@ -18,7 +18,7 @@ from influx.cost import Cost
 from influx.curvature import AUTO_SHARE, Curvature
 from influx.errors import NumericalError
 from influx.gradients import Rows, numbers_per_row, slope
-from influx.kronecker import HELD, Eigenbasis, eigenbases
+from influx.kronecker import HELD, Eigenbasis, check_draws, eigenbases
 from influx.pairing import Pairing, add_rows, plan
 from influx.problem import Problem
 from influx.seeding import torch_generator
@@ -154,6 +154,8 @@ class FactoredSolver(Solver):
     labels: str
 
     def work(self, problem: Problem, m: int) -> Cost:
+        if self.labels == "sampled":
+            check_draws(problem)
         out = problem.outputs(problem.theta, problem.train.inputs[:1]).shape[1]
         sides = [layer.shape for layer in problem.matrix_layers]
         vectors = sum(20.0 * (out**3 + wide**3) for out, wide in sides)
