@@ -92,11 +92,8 @@ def with_clusters(table: pd.DataFrame, data: Data, made: Clusters) -> pd.DataFra
 def _grid(data: Data, made: Clusters, influence: Float[np.ndarray, "n_train n_test"]) -> list[GalleryRow]:
     rows = []
     for t, (helpful, harmful) in enumerate(ranked(influence, SIDES)[:IN_GRID]):
-        sides = [
-            [(exhibit(data, "train", i, _said(data, i, "train", made)), float(influence[i, t])) for i in side]
-            for side in (helpful, harmful)
-        ]
-        rows.append(GalleryRow(exhibit(data, "test", t, _said(data, t, "test", made)), sides[0], sides[1]))
+        sides = [[(_shown(data, "train", i, made), float(influence[i, t])) for i in side] for side in (helpful, harmful)]
+        rows.append(GalleryRow(_shown(data, "test", t, made), sides[0], sides[1]))
     return rows
 
 
@@ -116,7 +113,5 @@ def _planes(data: Data, made: Clusters, influence: Float[np.ndarray, "n_train n_
     turn = np.array([(made.test[order[:at]] == made.test[t]).sum() for at, t in enumerate(order)])
     chosen = order[np.lexsort((np.arange(len(order)), turn))][:IN_PLANES]
     points, tests = (part.double().cpu().numpy() for part in (data.train_inputs, data.test_inputs))
-    return [
-        PlanePanel(f"test {data.test_index[t]}: {_said(data, t, 'test', made)}", points, made.train, influence[:, t], tests[t])
-        for t in chosen
-    ]
+    titles = {t: f"test {data.test_index[t]}: {_said(data, 'test', t, made)}" for t in chosen}
+    return [PlanePanel(titles[t], points, made.train, influence[:, t], tests[t]) for t in chosen]

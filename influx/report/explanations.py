@@ -101,7 +101,7 @@ def _draw_plane(figure: Figure, ax: Axes, panel: PlanePanel) -> None:
         x, y = panel.points[own].T
         marker = MARKERS[cluster % len(MARKERS)]
         drawn = ax.scatter(
-            x, y, 22.0, panel.influence[own], marker, cmap="RdBu", vmin=-largest, vmax=largest, edgecolors=GREY, linewidths=0.4
+            x, y, s=22.0, c=panel.influence[own], marker=marker, cmap="RdBu", vmin=-largest, vmax=largest, edgecolors=GREY, linewidths=0.4
         )
     ax.plot(*panel.test, marker="*", markersize=13, color="black", markeredgecolor="white")
     ax.set_title(panel.title, fontsize=9)
