@@ -24,7 +24,7 @@ def test_what_pushes_the_effect_away_from_zero_comes_first() -> None:
 
 def test_settings_of_one_path_differ_in_their_steps_and_ascend() -> None:
     made = grid(["undo", "both"], [5, 10], [0.1], [20, 3])
-    assert [[str(setting) for setting in part] for part in made][0] == ["undo, 5 documents, 3 steps of 0.1", "undo, 5 documents, 20 steps of 0.1"]
+    assert [str(setting) for setting in made[0]] == ["undo, 5 documents, 3 steps of 0.1", "undo, 5 documents, 20 steps of 0.1"]
     assert len(made) == 4
     assert all([setting.steps for setting in part] == [3, 20] for part in made)
 

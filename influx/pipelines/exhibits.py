@@ -31,11 +31,12 @@ def text(data: Data, part: str, row: int) -> str:
     return textwrap.shorten(texts[index[row]], SHOWN_TEXT, placeholder=" …") if texts else ""
 
 
-def exhibit(data: Data, part: str, row: int) -> Exhibit:
+def exhibit(data: Data, part: str, row: int, title: str = "") -> Exhibit:
+    """`title` in place of the example's position and label."""
     if part == "test" and data.test_names:
         return Exhibit(data.test_names[row], None, ())
     inputs, targets, index = getattr(data, f"{part}_inputs"), getattr(data, f"{part}_targets"), getattr(data, f"{part}_index")
-    title = f"{part} {index[row]}: {label(data, targets[row])}"
+    title = title or f"{part} {index[row]}: {label(data, targets[row])}"
     if said := text(data, part, row):
         return Exhibit(title, None, tuple(textwrap.wrap(said, LINE)))
     own = inputs[row][0] if data.views else inputs[row]

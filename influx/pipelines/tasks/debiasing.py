@@ -79,7 +79,7 @@ class Debiasing(Task):
 
     rival: HardDebiasing
     seeds: int = 5
-    held_out: str = "career_family_held_out"
+    held_out: str = "career_held_out"
     share: float = 0.1
     random_sets: int = 5
     documents: Sequence[int] = (10, 100)

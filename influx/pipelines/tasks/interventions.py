@@ -75,36 +75,45 @@ class Bias:
 
     # ------------------------------------------------------------------------------------------------- trained without
 
-    def sets(self, count: int, random_sets: int) -> dict[tuple[str, str], list[Int[np.ndarray, " rows"]]]:
-        """By (score, test) the sets of `count` documents that models are trained without; random ones are of no test ("")."""
-        made: dict[tuple[str, str], list[Int[np.ndarray, " rows"]]] = {}
+    def extremes(self, count: int) -> dict[tuple[str, str], Int[np.ndarray, " rows"]]:
+        """By (score, test) the `count` documents that models are trained without."""
+        made: dict[tuple[str, str], Int[np.ndarray, " rows"]] = {}
         for name, column in self.reported.items():
             order = np.argsort(self.influence[:, column if self.ranked_on is None else self.ranked_on], kind="stable")
-            made[RAISING, name] = [np.sort(order[:count])]  # without them the effect is predicted to fall most
-            made[LOWERING, name] = [np.sort(order[::-1][:count])]
-        rng = numpy_generator(self.session.seed, "documents at random")
-        made[RANDOM, ""] = [np.sort(rng.choice(len(self.influence), count, replace=False)) for _ in range(random_sets)]
+            made[RAISING, name] = np.sort(order[:count])  # without them the effect is predicted to fall most
+            made[LOWERING, name] = np.sort(order[::-1][:count])
         return made
+
+    def drawn(self, count: int, sets: int) -> list[Int[np.ndarray, " rows"]]:
+        """So many sets of `count` documents at random, each drawn on its own."""
+        rng = numpy_generator(self.session.seed, "documents at random")
+        return [np.sort(rng.choice(len(self.influence), count, replace=False)) for _ in range(sets)]
 
     def removals(self, retraining: Retraining, count: int, random_sets: int) -> Iterator[Row]:
         """Rows of the three kinds of sets: `weat`, `change` (from the model with everything, retrained in the same way), `predicted`;
         `minus_random` of the chosen ones; of the random ones the mean, and their standard deviation as `spread`."""
-        chosen = self.sets(count, random_sets)
-        flat = Removals(tuple(rows for group in chosen.values() for rows in group), "removed group")
+        drawn = self.drawn(count, random_sets)
+        by_chance, full = self._without(retraining, drawn)  # a run of its own: other methods on the same model find it in the store
+        forecast = np.stack([self.influence[rows].sum(0) for rows in drawn])
+        for name, column in self.reported.items():
+            moved = by_chance[:, column]
+            found = {"weat": full[column] + moved.mean(), "change": moved.mean(), "predicted": forecast[:, column].mean()}
+            yield from _rows(RANDOM, name, found | {"spread": moved.std(ddof=1)})
+        extremes = self.extremes(count)
+        changes, full = self._without(retraining, list(extremes.values()))
+        for (score, name), rows, change in zip(extremes, extremes.values(), changes, strict=True):
+            column = self.reported[name]
+            moved = change[column]
+            found = {"weat": full[column] + moved, "change": moved, "predicted": self.influence[rows, column].sum()}
+            yield from _rows(score, name, found | {"minus_random": moved - by_chance[:, column].mean()})
+
+    def _without(
+        self, retraining: Retraining, sets: list[Int[np.ndarray, " rows"]]
+    ) -> tuple[Float[np.ndarray, "n_sets n_tests"], Float[np.ndarray, " n_tests"]]:
+        """How the effects change without each set, and what they are with everything."""
         session = self.session
-        truth = retraining.run(self.experiment, self.trained, flat, session.seed, session.store)
-        changes = np.split(truth.change[..., 0], np.cumsum([len(group) for group in chosen.values()])[:-1])
-        predicted = np.split(flat.predicted(self.influence), np.cumsum([len(group) for group in chosen.values()])[:-1])
-        random = changes[-1].mean(0)
-        for (score, named), change, forecast in zip(chosen, changes, predicted, strict=True):
-            for name, column in self.reported.items() if score == RANDOM else [(named, self.reported[named])]:
-                mean = float(change[:, column].mean())
-                found = {"weat": truth.full[column, 0] + mean, "change": mean, "predicted": float(forecast[:, column].mean())}
-                if score == RANDOM:
-                    found["spread"] = float(change[:, column].std(ddof=1))
-                else:
-                    found["minus_random"] = mean - float(random[column])
-                yield from _rows(score, name, found)
+        truth = retraining.run(self.experiment, self.trained, Removals(tuple(sets), "removed group"), session.seed, session.store)
+        return truth.change[..., 0], truth.full[:, 0]
 
     # ------------------------------------------------------------------------------------------------------- fine-tuned
 
@@ -173,7 +182,7 @@ def vectors_name(experiment: Experiment) -> str:
 
 def _rows(score: str, test: str, found: Mapping[str, float]) -> Iterator[Row]:
     for kind, value in found.items():
-        yield {"score": score, "statistic": f"{kind}:{test}", "value": value}
+        yield {"score": score, "statistic": f"{kind}:{test}", "value": float(value)}
 
 
 def with_seed(retraining: Retraining) -> Retraining:
