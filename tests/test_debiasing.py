@@ -226,6 +226,13 @@ def test_a_warm_start_is_compared_with_a_warm_start_that_leaves_nothing_out(tmp_
     assert each["without raising", "weat:work"] - each["without raising", "change:work"] == pytest.approx(drifted, rel=1e-9)
 
 
+def test_settings_that_the_task_does_nothing_with_are_named(tmp_path: Path) -> None:
+    few = ("task.modes=[undo]", "task.steps=[2]", "task.documents=[3]", "task.random_sets=2")
+    done = run(tmp_path, "task.seeds=1", *few, "retraining.seeds=2", "retraining.start=scratch", "loo=true")
+    assert done.status == 0, done.err
+    assert "task=debiasing retrains in its own way (or not at all) and does not use retraining.seeds, loo." in done.out
+
+
 def test_what_the_run_says_and_draws(ran: Ran) -> None:
     said = " ".join(ran.out.split())
     assert "60 documents, 9 left out (start=scratch), 4 random sets; settings of steps chosen on kept_back; 3 seeds" in said
