@@ -70,6 +70,11 @@ class Curvature:
         return ((signs * self._data(signs)).sum() / (PROBES * self.size)).item()
 
     @property
+    def definite(self) -> str:
+        """The setting for a matrix without negative eigenvalues; the GGN has some when the loss is not convex in the model's outputs."""
+        return "method.curvature=ggn" if self.kind == "hessian" else "method.curvature=fisher"
+
+    @property
     def shift(self) -> float:
         """λ + δ, what is added to the diagonal of the data part."""
         return self.problem.weight_decay + self.delta

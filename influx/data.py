@@ -26,6 +26,7 @@ class Data:
         them, and `digest` leaves them out.
     words: the vocabulary, when inputs are numbers of words in it.
     test_names: what each test example is, when those are a measurement's own questions and not examples of the data set.
+    views: whether inputs are two views of each example, [n, 2, *shape], of which the first is the example itself.
     dtype: of the computation; inputs that stand for words stay whole numbers.
     """
 
@@ -49,6 +50,7 @@ class Data:
     test_texts: tuple[str, ...] = ()
     words: tuple[str, ...] = ()
     test_names: tuple[str, ...] = ()
+    views: bool = False
     dtype: torch.dtype = torch.float64
 
     @property
@@ -71,7 +73,7 @@ class Data:
 
     @property
     def is_image(self) -> bool:
-        return len(self.input_shape) == 3
+        return len(self.input_shape) == (4 if self.views else 3)
 
     @property
     def n_outputs(self) -> int:

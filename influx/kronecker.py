@@ -36,6 +36,7 @@ from influx.problem import Problem
 from influx.seeding import torch_generator
 
 HELD = 0.5  # share of the memory that signals may fill between the two passes of EK-FAC
+LOOKED_AT = 8  # training rows that a plan looks at
 CONVEX = 1e-3  # relative: how far R Rᵀ may be from ∂²ℓ/∂f² in float32
 
 
@@ -169,15 +170,42 @@ def drawn(
 
 
 def _roots(problem: Problem, kept: Pass, targets: Shaped[Tensor, " rows"]) -> list[Float[Tensor, "rows out"]]:
-    curved = of_outputs(kept.outputs, targets, problem.objective)[1]
+    parts = _root_of_outputs(problem, kept.outputs, targets).unbind(2)
+    return [part for part in parts if bool(part.any())] or [parts[0]]
+
+
+def _root_of_outputs(
+    problem: Problem, outputs: Float[Tensor, "rows out"], targets: Shaped[Tensor, " rows *target"]
+) -> Float[Tensor, "rows out out"]:
+    """
+    Raises:
+        InfluxError: there is none.
+    """
+    curved = of_outputs(outputs, targets, problem.objective)[1]
     columns = root(curved)
     if bool((columns @ columns.mT - curved).norm() > CONVEX * curved.norm()):
         raise InfluxError(
             f"{type(problem.objective).__name__} is not convex in the model's outputs, so its Gauss-Newton matrix has no square root: "
             "set method.curvature=fisher."
         )
-    parts = columns.unbind(2)
-    return [part for part in parts if bool(part.any())] or [parts[0]]
+    return columns
+
+
+def convex(problem: Problem) -> bool:
+    """Whether the loss is convex in the outputs, as far as the first training rows show."""
+    try:
+        check_convex(problem)
+    except InfluxError:
+        return False
+    return True
+
+
+def check_convex(problem: Problem) -> None:
+    """Raise `InfluxError` when the first training rows show that the loss is not convex in the outputs; cheap, and before training."""
+    few = problem.train.take(slice(0, LOOKED_AT))
+    with torch.no_grad():
+        outputs = problem.outputs(problem.theta, few.inputs)
+    _root_of_outputs(problem, outputs, few.targets)
 
 
 def root(matrices: Float[Tensor, "rows size size"]) -> Float[Tensor, "rows size size"]:

@@ -80,7 +80,8 @@ class Problem:
 
     def at(self, params: dict[str, Tensor], rows: Tensor | slice = slice(None)) -> Problem:
         """The same problem at other parameters, of a checkpoint or a step, on all training rows or on some."""
-        made = replace(self, params=params, train=self.train.take(rows))
+        judged = None if self.judged is None else self.judged.take(rows)
+        made = replace(self, params=params, train=self.train.take(rows), judged=judged)
         known = {"layers": self.layers, "bytes_per_row": self.bytes_per_row}  # the module's alone: found once, not at every step
         if self.layers is not None:
             known["numbers_per_row"] = self.numbers_per_row
@@ -142,6 +143,15 @@ class Problem:
             kept = gradients.forward(self.module, weight_only, self.state, examples.inputs[rows])
             made.append(kept.inputs[0].flatten(1))
         return torch.cat(made)
+
+    def check_output_layer(self) -> None:
+        """
+        Raises:
+            InfluxError: the outputs are not a linear output layer's of `features`.
+        """
+        wide = self.features(self.train.take(slice(0, 1))).shape[1]
+        if wide != self.params[last_layer(self.module)[0]].shape[-1]:
+            raise InfluxError("this model uses its output layer twice, so that outputs are no linear map of features: use method=cg.")
 
     @property
     def state(self) -> dict[str, Tensor]:

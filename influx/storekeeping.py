@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from influx.errors import InfluxError, nearest
-from influx.rules import FLAG, TEXT, Rule
+from influx.rule_kinds import FLAG, TEXT, Rule
 from influx.store import Store, discard, header, is_sound, read
 
 DEFAULT = "outputs/store"  # as in conf/base.yaml

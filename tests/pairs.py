@@ -21,6 +21,8 @@ from influx.measurements.base import Posing
 from influx.models import Model
 from influx.models.dec import Dec
 from influx.models.mlp import Mlp
+from influx.models.skip_gram import SkipGramVectors
+from influx.models.views import Views
 from influx.objectives import Objective
 from influx.objectives.base import Unlabelled
 from influx.pipelines.session import check_targets
@@ -31,8 +33,15 @@ MEASUREMENTS = sorted(path.stem for path in (CONF / "measurement").glob("*.yaml"
 N_TRAIN, N_TEST = 18, 3
 
 SHORT = Sgd(lr=0.05, epochs=4, batch_size=None, momentum=0.5, weight_decay=0.05)
-MODELS: dict[str, Model] = {  # where a model of its own belongs to the objective; an MLP elsewhere
+MODELS: dict[str, Model] = {  # where a model of its own belongs to the objective
     "dec": Dec(width=3, embedding=2),
+    "contrastive": Views(Mlp(width=3)),
+    "skip_gram": SkipGramVectors(width=2),
+}
+NEEDS_ITS_OWN = ("contrastive", "skip_gram")  # embeddings of views and of words are no outputs of an MLP
+SMALLER: dict[str, dict[str, Any]] = {  # as little as there is in the tiny data
+    "contrastive": {"embedding": 2, "negatives": 6},
+    "skip_gram": {"window": 1, "negatives": 2, "min_count": 1},
 }
 
 
@@ -48,6 +57,18 @@ def blobs(numbers: bool = False) -> Data:
 
 
 @cache
+def sentences() -> Data:
+    """Two words of each of WEAT's lists, all of them in the second half of the training part."""
+    rng = np.random.default_rng(5)
+    words = [word for lists in chosen("measurement", "weat")["tests"].values() for each in lists.values() for word in each[:2]]
+    texts = [" ".join(rng.choice(words, 3)) for _ in range(N_TEST + N_TRAIN // 2)]
+    texts += [" ".join(part) for part in np.array_split(words, N_TRAIN // 2)]
+    places, labels = np.arange(N_TRAIN), np.arange(N_TRAIN + N_TEST) % 3
+    made = data_of(np.zeros((N_TRAIN + N_TEST, 1)), labels, N_TRAIN, 3)
+    return replace(made, train_index=places, test_index=np.arange(N_TEST), texts=tuple(texts[N_TEST:]), test_texts=tuple(texts[:N_TEST]))
+
+
+@cache
 def chosen(group: str, name: str) -> dict[str, Any]:
     """The composed settings of one choice."""
     with initialize_config_dir(str(CONF), version_base=None):
@@ -56,10 +77,10 @@ def chosen(group: str, name: str) -> dict[str, Any]:
 
 
 def paired(objective: str, measurement: str, **changes: Any) -> Experiment:
-    """What a session makes of them, or its refusal; `changes` replace the experiment's model, training or data."""
-    aim = build(chosen("objective", objective), Objective, "objective")
+    """What a session makes of them, or its refusal; `changes` replace the experiment's parts."""
+    aim = build({**chosen("objective", objective), **SMALLER.get(objective, {})}, Objective, "objective")
     asked = build(chosen("measurement", measurement), Measurement, "measurement")
-    data = changes.pop("data", None) or blobs(numbers=objective == "squared_error")
+    data = sentences() if objective == "skip_gram" else blobs(numbers=objective == "squared_error")
     data = aim.prepare(data) if isinstance(aim, Unlabelled) else data
     data = asked.pose(data) if isinstance(asked, Posing) else data
     made = Experiment(data, MODELS.get(objective, Mlp(width=3)), SHORT, aim, asked)

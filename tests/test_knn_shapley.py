@@ -94,7 +94,7 @@ def test_ties_keep_the_training_set_s_order_and_copies_score_alike():
     assert order.T.tolist() == [[0, 2, 4, 1, 3], [1, 3, 0, 2, 4]]
     fitted = problem("softmax")
     copies = torch.cat([torch.arange(fitted.n_train), torch.tensor([0, 7])])
-    ours = KnnShapley(4, "inputs").estimate(replace(fitted, train=fitted.train.take(copies)), None, 0).influence
+    ours = KnnShapley(4, "inputs").estimate(replace(fitted, train=fitted.train.take(copies), judged=None), None, 0).influence
     assert_close(ours[-2:], ours[[0, 7]], rtol=0, atol=1e-14)
 
 

@@ -11,7 +11,8 @@ import pytest
 
 from influx import rules
 from influx.errors import InfluxError, nearest
-from influx.rules import FLAG, INDEX, NEEDED, RULES, TEXT, Rule, choice, list_of, number, one_of_numbers, whole
+from influx.rule_kinds import FLAG, INDEX, TEXT, Rule, choice, list_of, number, one_of_numbers, whole
+from influx.rules import NEEDED, RULES
 
 OUTSIDE = [None, "1", "", [], {}, True, False, math.nan, math.inf, -math.inf]  # what no plain number or whole number is
 

@@ -30,7 +30,7 @@ class GaussianMixture(Dataset):
     def read(self) -> Source:
         inputs, labels = self._draw("points")
         test = self._draw("held-out points") if self.held_out else (inputs, labels)
-        names = tuple(f"around ({x:g}, {y:g})" for x, y in MEANS)
+        names = tuple(f"({x:g}, {y:g})" for x, y in MEANS)
         return Source(inputs, labels, "classification", names, ("x", "y"), *test)
 
     def _draw(self, purpose: str) -> tuple[np.ndarray, np.ndarray]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from jaxtyping import Float
 from torch import Tensor
 
+from influx.measurements.base import Posing
 from influx.problem import Examples, Problem
 
 
@@ -28,6 +29,8 @@ def judged(problem: Problem) -> Examples:
 def comparable(problem: Problem) -> bool:
     """Whether training and test examples have targets of one kind; the questions of a measurement's own need not."""
     train, test = judged(problem).targets, problem.test.targets
+    if isinstance(problem.measurement, Posing):
+        return False
     return train.is_floating_point() == test.is_floating_point() and train.shape[1:] == test.shape[1:]
 
 

@@ -114,7 +114,7 @@ class AsPublished(Estimator):
                 holds.
         """
         if self.params == "last_layer":
-            problem.features(problem.train.take(slice(0, 1)))
+            problem.check_output_layer()
         elif self._draws(problem.module):
             raise InfluxError("method.dropout=active works with method.params=last_layer only: set method.dropout=inactive.")
         chosen = replace(problem, selected=self._names(problem.module))

@@ -23,6 +23,7 @@ from influx.cost import Cost
 from influx.curvature import Curvature
 from influx.errors import InfluxError
 from influx.estimators.base import Estimate, Estimator
+from influx.kronecker import check_convex
 from influx.problem import Problem
 from influx.record import Record
 from influx.solvers.base import Solution, Solver
@@ -97,6 +98,8 @@ def inverse_cost(method: InverseCurvature, problem: Problem, columns: int | None
             f"{type(solver).__name__} inverts {' or '.join(solver.kinds)}, not {method.curvature}: set method.curvature={solver.kinds[0]}."
         )
     own = solver.work(problem, m)
+    if isinstance(solver, FactoredSolver) and method.curvature == "ggn":
+        check_convex(problem)
     each = solver.copies * problem.theta.nbytes
     held = min(m * each, max(each, problem.memory // 2))
     every = Cost(gradients=problem.n_train + m, flops=2.0 * problem.n_train * m * problem.n_params, nbytes=held + own.nbytes)

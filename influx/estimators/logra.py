@@ -24,7 +24,7 @@ from influx.cost import Cost
 from influx.curvature import AUTO_SHARE
 from influx.errors import InfluxError, NumericalError
 from influx.estimators.base import Estimate, Estimator
-from influx.kronecker import Signals, eigenbases, signals
+from influx.kronecker import Signals, check_convex, eigenbases, signals
 from influx.problem import GIBIBYTE, Problem
 from influx.record import Record
 from influx.seeding import torch_generator
@@ -83,6 +83,8 @@ class LoGra(Estimator):
         problem = problem.select(self.params)
         if self.curvature == "hessian":
             raise InfluxError("method=logra inverts ggn or fisher, not hessian: set method.curvature=ggn.")
+        if self.curvature == "ggn":
+            check_convex(problem)
         sizes = [min(self.rank, out) * min(self.rank, wide) for out, wide in (layer.shape for layer in problem.matrix_layers)]
         out = problem.outputs(problem.theta, problem.train.inputs[:1]).shape[1] if self.curvature == "ggn" else 1
         needed = problem.theta.element_size() * (3.0 * sum(size**2 for size in sizes) + sum(sizes) * problem.n_test)

@@ -85,6 +85,6 @@ def own(solved: Solved) -> Float[Tensor, " rows"]:
     if bool((values < -1e3 * torch.finfo(values.dtype).eps * solved.x.norm(dim=0)).any()):
         raise NumericalError(
             f"a training example has the self-influence {values.min().item():.1e}, and only an inverse that is positive definite gives "
-            "each a positive one: use method.curvature=ggn, or raise method.damping."
+            "each a positive one: use another method.curvature (fisher, or ggn), or raise method.damping."
         )
     return values.clamp_min(0.0)

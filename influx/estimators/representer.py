@@ -69,7 +69,7 @@ class Representer(Estimator):
                 "method=representer divides by the weight decay, which is 0: set training.weight_decay above 0, for example "
                 "training.weight_decay=0.001."
             )
-        problem.features(problem.train.take(slice(0, 1)))
+        problem.check_output_layer()
         n, m, size = problem.n_train, len(problem.test), problem.select("last_layer").n_params
         step = n * size**2 + size**3 if size <= DENSE else 400.0 * n * size
         held = 8 * (n + m) * size / _outputs(problem) + (24 * size**2 if size <= DENSE else 0)

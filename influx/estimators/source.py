@@ -36,7 +36,7 @@ from influx.cost import Cost
 from influx.curvature import Curvature
 from influx.errors import InfluxError, warn_accuracy
 from influx.estimators.base import Estimate, Estimator
-from influx.kronecker import Eigenbasis, eigenbases
+from influx.kronecker import Eigenbasis, check_convex, eigenbases
 from influx.pairing import add_rows
 from influx.problem import GIBIBYTE, Problem
 from influx.progress import progress
@@ -89,6 +89,8 @@ class Source(Estimator):
         if self.basis == "ekfac":
             if self.curvature == "hessian":
                 raise InfluxError("a Hessian has no Kronecker factors: set method.curvature=ggn, or method.basis=dense.")
+            if self.curvature == "ggn":
+                check_convex(problem)
             return 3.0 * each * sum(out**2 + wide**2 + out * wide for out, wide in (layer.shape for layer in problem.matrix_layers))
         needed = 2.0 * each * size**2
         if self.segments * needed > problem.memory:

@@ -20,6 +20,7 @@ from influx.experiment import Experiment, Trained
 from influx.instantiate import build
 from influx.pipelines import test_points
 from influx.pipelines.class_influence import MOST_CLASSES, class_table
+from influx.pipelines.cluster_explanations import clusters, explain, with_clusters
 from influx.pipelines.cost import forecast, said
 from influx.pipelines.exhibits import SHOWN_IMAGES, SHOWN_ROWS, gallery, top_table
 from influx.pipelines.session import Session
@@ -95,7 +96,7 @@ def estimate(session: Session, estimator: Estimator, tested: Experiment | None =
     test_index = np.array([-1]) if whole_set else experiment.data.test_index
     folder.arrays("influence.npz", influence=influence, train_index=experiment.data.train_index, test_index=test_index)
     losses = test_points.losses(problem, problem.train)
-    _show(session, influence, whole_set)
+    _show(session, trained, influence, whole_set)
     write_diagnostics(session, made.solves, test_index)
     seconds = folder.record["stage_seconds"]["estimate"]
     log.info("estimated %d x %d influences in %.2f s (%s)", *influence.shape, seconds, _solved(made))
@@ -138,11 +139,15 @@ def _solved(made: Estimate) -> str:
     return f"{table.converged.sum()} of {len(table)} solves converged, largest relative residual {table.residual.max():.1e}"
 
 
-def _show(session: Session, influence: Float[np.ndarray, "n_train n_test"], whole_set: bool) -> None:
+def _show(session: Session, trained: Trained, influence: Float[np.ndarray, "n_train n_test"], whole_set: bool) -> None:
     """The influences to look at: the most helpful and harmful, and class by class where there are classes."""
     data, folder, pictures = session.experiment.data, session.folder, session.config["pictures"]
     unit, k = session.experiment.measurement.unit, session.config["top_k"]
-    folder.csv("top_influences.csv", top_table(data, influence, k, whole_set))
+    table, places = top_table(data, influence, k, whole_set), None if whole_set else clusters(session, trained)
+    if places is not None:
+        table = with_clusters(table, data, places)
+        explain(folder, data, places, influence, unit=unit, pictures=pictures)
+    folder.csv("top_influences.csv", table)
     if pictures:
         count = SHOWN_IMAGES if data.is_image else SHOWN_ROWS
         shown = np.sort(np.argsort(-np.abs(influence).max(0), kind="stable")[:count])  # where influence is largest

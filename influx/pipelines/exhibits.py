@@ -31,14 +31,16 @@ def text(data: Data, part: str, row: int) -> str:
     return textwrap.shorten(texts[index[row]], SHOWN_TEXT, placeholder=" …") if texts else ""
 
 
-def exhibit(data: Data, part: str, row: int) -> Exhibit:
+def exhibit(data: Data, part: str, row: int, title: str = "") -> Exhibit:
+    """`title` in place of the example's position and label."""
     if part == "test" and data.test_names:
         return Exhibit(data.test_names[row], None, ())
     inputs, targets, index = getattr(data, f"{part}_inputs"), getattr(data, f"{part}_targets"), getattr(data, f"{part}_index")
-    title = f"{part} {index[row]}: {label(data, targets[row])}"
+    title = title or f"{part} {index[row]}: {label(data, targets[row])}"
     if said := text(data, part, row):
         return Exhibit(title, None, tuple(textwrap.wrap(said, LINE)))
-    values = inputs[row].double().cpu().numpy() * data.input_scale + data.input_offset
+    own = inputs[row][0] if data.views else inputs[row]
+    values = own.double().cpu().numpy() * data.input_scale + data.input_offset
     if data.is_image:
         return Exhibit(title, np.clip(values, 0.0, 1.0), ())
     names = data.feature_names or tuple(f"x{j}" for j in range(values.size))

@@ -22,6 +22,7 @@ from influx.models import Model
 from influx.models.base import Encoding
 from influx.objectives import CrossEntropy, Objective, SquaredError
 from influx.objectives.base import Coupled, Unlabelled
+from influx.objectives.contrastive import check_views
 from influx.runfolder import RunFolder
 from influx.stacking import is_layered, mixes_rows
 from influx.store import Store
@@ -123,9 +124,10 @@ def check_targets(experiment: Experiment, chosen: str) -> None:
             "use training=sgd, adam or adamw, or objective.recompute=false."
         )
     state = {name: value.detach() for name, value in module.named_parameters()}, dict(module.named_buffers())
-    aims = Aims(
-        module, state, state, objective, (data.train_inputs[:1], data.train_targets[:1])
-    )  # of an untrained model: sizes alone count
+    if data.views:
+        check_views(module, data.train_inputs[:2])
+    part = data.train_inputs[:1], data.train_targets[:1]
+    aims = Aims(module, state, state, objective, part)  # of an untrained model: sizes alone count
     few = data.test_inputs[:1], data.test_targets[:1]
     with torch.no_grad():
         experiment.measurement.value(module(few[0]), aims.of_measurement(experiment.measurement, few), objective)

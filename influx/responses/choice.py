@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from influx.errors import InfluxError
+from influx.kronecker import convex
 from influx.problem import Problem
 from influx.responses.anchored import Anchored
 from influx.responses.base import Response
@@ -49,6 +50,11 @@ def check(response: Response, problem: Problem) -> None:
         raise InfluxError(
             f"retraining.response={response.name} has no single minimum with retraining.proximity=0 and training.weight_decay=0: "
             "set retraining.proximity (by default method.damping) above 0."
+        )
+    if isinstance(response, Bregman) and not convex(problem):
+        raise InfluxError(
+            "retraining.response=pbrf holds a model by the Bregman divergence of its loss, no distance when the loss is not convex in the "
+            f"outputs, and {type(problem.objective).__name__} is not: use retraining.response=proximal or retrain."
         )
     if isinstance(response, Linearised):
         response.check(problem)

@@ -65,7 +65,7 @@ class Anchor:
 
     def label_dependence(self, outputs: Float[Tensor, "k n out"]) -> float:
         """The largest |difference| of (1/n) Σ_i D_i as `divergence` has it from the definition, in float64, with every label shifted by one
-        class (every number by 1, the entries of every vector by one place)."""
+        class (every number by 1, every vector taken for the next row's)."""
         shifted = self._shifted()
         rows = torch.arange(len(self.targets), device=self.targets.device)
         minimised, by_definition = self.divergence(outputs, rows).value.double(), self.defined(outputs.double(), rows, shifted).value
@@ -73,7 +73,7 @@ class Anchor:
 
     def _shifted(self) -> Shaped[Tensor, " n *target"]:
         if self.targets.dim() > 1:
-            return self.targets.roll(1, -1)
+            return self.targets.roll(1, 0)
         return self.targets + 1 if self.targets.is_floating_point() else (self.targets + 1) % self.outputs.shape[1]
 
     @property

@@ -17,6 +17,7 @@ import torch
 
 from influx.curvature import Curvature
 from influx.errors import AccuracyWarning, InfluxError
+from influx.kronecker import convex
 from influx.problem import Problem
 from influx.responses.base import Account, Moved, Response, taken_away
 from influx.solvers import Solver
@@ -59,6 +60,11 @@ class Linearised(Response):
             raise InfluxError(
                 f"retraining.response=linear takes the GGN, and {type(self.solver).__name__} inverts {kinds}: "
                 "use solver@retraining.solver=exact, cg or ekfac."
+            )
+        if isinstance(self.solver, FactoredSolver) and not convex(problem):
+            raise InfluxError(
+                f"retraining.solver={type(self.solver).__name__.lower()} takes a root of the GGN, and there is none when the loss is not "
+                "convex in the outputs: use solver@retraining.solver=exact or cg."
             )
         with in_these_terms():
             self.solver.work(problem, 1)

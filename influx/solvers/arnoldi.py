@@ -129,7 +129,7 @@ class Arnoldi(Solver):
         if smallest < 0:
             warn_accuracy(
                 f"the {curvature.kind} is not positive definite (an eigenvalue of at most {smallest:.2e} with "
-                f"method.damping={curvature.delta:g}): the estimate describes a saddle. method.curvature=ggn, or method.damping above "
+                f"method.damping={curvature.delta:g}): the estimate describes a saddle. {curvature.definite}, or method.damping above "
                 f"{curvature.delta - smallest:.2g}, avoids this."
             )
         mixed = vectors[:, kept].T.to(basis)

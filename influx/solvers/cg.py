@@ -84,7 +84,7 @@ def _search(curvature: Curvature, residual: Float[Tensor, "p m"], tolerance: flo
         if ritz <= 0:
             raise NumericalError(
                 f"cg met negative curvature: the {curvature.kind} with method.damping={curvature.delta:g} has an eigenvalue "
-                f"of at most {ritz:.2e}. Use method.curvature=ggn, method.damping above {curvature.delta - ritz:.2g}, or method=exact."
+                f"of at most {ritz:.2e}. Use {curvature.definite}, method.damping above {curvature.delta - ritz:.2g}, or method=exact."
             )
         smallest, used = min(smallest, ritz), used + 1
         factor = torch.linalg.cholesky(gram)

@@ -94,7 +94,7 @@ def _factorise(curvature: Curvature) -> Factorised:
         return Factorised(matrix, cholesky, None, smallest, limit)
     warn_accuracy(
         f"the {curvature.kind} is not positive definite (smallest eigenvalue {smallest:.2e} with "
-        f"method.damping={curvature.delta:g}): the estimate describes a saddle. method.curvature=ggn, or method.damping above "
+        f"method.damping={curvature.delta:g}): the estimate describes a saddle. {curvature.definite}, or method.damping above "
         f"{curvature.delta - smallest:.2g}, avoids this."
     )
     lu = torch.linalg.lu_factor(matrix)

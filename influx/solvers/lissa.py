@@ -104,7 +104,7 @@ class Lissa(Solver):
             if (step + 1) % CHECK_EVERY == 0 and not h.norm().item() <= limit:
                 raise NumericalError(
                     f"lissa diverged at step {step + 1} with scale {scale:.3g}: a curvature eigenvalue lies above the scale or below 0. "
-                    f"Raise method.solver.scale (try {4 * scale:.3g}) or method.solver.batch_size, or use method.curvature=ggn."
+                    f"Raise method.solver.scale (try {4 * scale:.3g}) or method.solver.batch_size, or use {curvature.definite}."
                 )
         return mean if drawn else h
 

@@ -21,6 +21,7 @@ from influx import rules
 from influx.cost import Cost
 from influx.curvature import Curvature
 from influx.errors import InfluxError, NumericalError, warn_accuracy
+from influx.kronecker import convex
 from influx.problem import GIBIBYTE, Problem
 from influx.seeding import torch_generator
 from influx.solvers.base import Solution, Solver, largest_eigenvalue, products, relative_residual
@@ -99,7 +100,7 @@ class Nystrom(Solver):
         half = image @ (vectors[:, kept] / values[kept].sqrt()).to(image)  # C ≈ half halfᵀ
         left, singular, _ = torch.linalg.svd(half, full_matrices=False)
         top = singular.square().max().item() if len(singular) else 0.0
-        return singular.square(), left, _smallest(curvature, top) if curvature.kind == "hessian" else float("nan")
+        return singular.square(), left, _smallest(curvature, top) if _may_be_negative(curvature) else float("nan")
 
     def _test_matrix(self, curvature: Curvature, seed: int) -> Float[Tensor, "p k"]:
         size, theta = curvature.size, curvature.problem.theta
@@ -122,13 +123,17 @@ def _smallest(curvature: Curvature, top: float) -> float:
     smallest = high - largest_eigenvalue(lambda v: high * v - curvature.matmat(v), curvature.problem.theta.unsqueeze(1))
     if smallest <= 0:
         raise NumericalError(
-            f"nystrom needs a positive definite curvature, and the hessian with method.damping={curvature.delta:g} has an eigenvalue of at "
-            f"most {smallest:.2e}: use method.curvature=ggn, or method.damping above {curvature.delta - smallest:.2g}."
+            f"nystrom needs a positive definite curvature, and the {curvature.kind} with method.damping={curvature.delta:g} has an "
+            f"eigenvalue of at most {smallest:.2e}: use {curvature.definite}, or method.damping above {curvature.delta - smallest:.2g}."
         )
     negative = smallest - curvature.shift
     if negative < -1e3 * torch.finfo(curvature.problem.theta.dtype).eps * high:
         warn_accuracy(
-            f"the hessian has an eigenvalue of at most {negative:.2e} before its shift, and nystrom takes negative ones for 0: "
-            "method.curvature=ggn avoids this."
+            f"the {curvature.kind} has an eigenvalue of at most {negative:.2e} before its shift, and nystrom takes negative ones for 0: "
+            f"{curvature.definite} avoids this."
         )
     return smallest
+
+
+def _may_be_negative(curvature: Curvature) -> bool:
+    return curvature.kind == "hessian" or (curvature.kind == "ggn" and not convex(curvature.problem))

@@ -1,0 +1,108 @@
+"""Pictures of why an example is in its cluster: many small images on one page, or points in the plane coloured by their influence."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float, Int
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+from influx.report.gallery import Exhibit, GalleryRow
+from influx.report.plots import BLUE, GREY, VERMILLION, new_figure, style
+
+ACROSS = 3  # test examples side by side
+LARGE, SMALL, PAD, TITLE, TOP = 0.62, 0.44, 0.05, 0.13, 0.5  # inches
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*")
+
+
+@dataclass(frozen=True)
+class PlanePanel:
+    """A test point, and the training points with their clusters and their influences on it."""
+
+    title: str
+    points: Float[np.ndarray, "n 2"]
+    clusters: Int[np.ndarray, " n"]
+    influence: Float[np.ndarray, " n"]
+    test: Float[np.ndarray, " 2"]
+
+
+def save_grid(rows: Sequence[GalleryRow], path: str | Path, *, unit: str) -> None:
+    """Each test image (large), then its most helpful training images (blue frames) and its most harmful ones (red frames), titled "label in
+    cluster"; several to a line."""
+    each = max(len(row.helpful) + len(row.harmful) for row in rows)
+    wide = LARGE + each * (SMALL + PAD) + 5 * PAD
+    lines = math.ceil(len(rows) / ACROSS)
+    high = LARGE + TITLE + 2 * PAD
+    with style():
+        figure = Figure(figsize=(min(ACROSS, len(rows)) * wide + 2 * PAD, TOP + lines * high))
+        ax = figure.add_axes((0, 0, 1, 1))
+        ax.set_axis_off()
+        ax.set_xlim(0, figure.get_figwidth())
+        ax.set_ylim(figure.get_figheight(), 0)
+        ax.text(2 * PAD, 0.17, "Why is this example in its cluster?  label in cluster", weight="bold", va="center")
+        ax.text(
+            2 * PAD, 0.36, f"blue: the most helpful training examples, red: the most harmful (influence: {unit})", fontsize=8, color=GREY
+        )
+        for number, row in enumerate(rows):
+            _draw_row(ax, row, 2 * PAD + (number % ACROSS) * wide, TOP + (number // ACROSS) * high)
+        figure.savefig(path)
+
+
+def _draw_row(ax: Axes, row: GalleryRow, left: float, top: float) -> None:
+    _draw_image(ax, row.test, left, top + TITLE, LARGE, "black", 7.0)
+    left += LARGE + 2 * PAD
+    below = top + TITLE + LARGE - SMALL
+    for side, colour in ((row.helpful, BLUE), (row.harmful, VERMILLION)):
+        for shown, _ in side:
+            _draw_image(ax, shown, left, below, SMALL, colour, 5.0)
+            left += SMALL + PAD
+        left += PAD
+
+
+def _draw_image(ax: Axes, shown: Exhibit, left: float, top: float, side: float, colour: str, size: float) -> None:
+    assert shown.image is not None
+    picture = np.moveaxis(np.clip(shown.image, 0, 1), 0, -1)
+    extent = (left, left + side, top + side, top)
+    ax.imshow(picture.squeeze(-1) if picture.shape[-1] == 1 else picture, cmap="gray", vmin=0, vmax=1, extent=extent, aspect="auto")
+    ax.add_patch(Rectangle((left, top), side, side, fill=False, edgecolor=colour, linewidth=1.0))
+    ax.text(left + side / 2, top - 0.02, shown.title, fontsize=size, ha="center", va="bottom")
+
+
+def save_planes(panels: Sequence[PlanePanel], path: str | Path, *, unit: str, names: Sequence[str]) -> None:
+    """A panel a test point (star): training points coloured by their influence on it, one marker a cluster; each with its own scale."""
+    across = min(3, len(panels))
+    with style():
+        figure = new_figure(3.6 * across, 3.1 * math.ceil(len(panels) / across) + 0.3)
+        axes = figure.subplots(math.ceil(len(panels) / across), across, sharex=True, sharey=True, squeeze=False)
+        for ax in axes.flat[len(panels) :]:
+            ax.set_axis_off()
+        for ax, panel in zip(axes.flat, panels, strict=False):
+            _draw_plane(figure, ax, panel)
+        for ax in axes[-1]:
+            ax.set_xlabel(names[0])
+        for ax in axes[:, 0]:
+            ax.set_ylabel(names[1])
+        said = f"Training points by their influence ({unit}) on the test point marked *; one marker a cluster; titles: label in cluster"
+        figure.suptitle(said, x=0.01, ha="left")
+        figure.savefig(path)
+
+
+def _draw_plane(figure: Figure, ax: Axes, panel: PlanePanel) -> None:
+    largest = float(np.abs(panel.influence).max()) or 1.0
+    order = np.argsort(np.abs(panel.influence))  # the strongest on top
+    for cluster in np.unique(panel.clusters):
+        own = order[panel.clusters[order] == cluster]
+        x, y = panel.points[own].T
+        marker = MARKERS[cluster % len(MARKERS)]
+        drawn = ax.scatter(
+            x, y, s=22.0, c=panel.influence[own], marker=marker, cmap="RdBu", vmin=-largest, vmax=largest, edgecolors=GREY, linewidths=0.4
+        )
+    ax.plot(*panel.test, marker="*", markersize=13, color="black", markeredgecolor="white")
+    ax.set_title(panel.title, fontsize=9)
+    figure.colorbar(drawn, ax=ax, shrink=0.8)
