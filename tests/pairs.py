@@ -63,10 +63,11 @@ def blobs(numbers: bool = False) -> Data:
 
 @cache
 def sentences() -> Data:
-    """Words of WEAT's lists in threes."""
+    """Two words of each of WEAT's lists, all of them in the second half of the training part."""
     rng = np.random.default_rng(5)
-    words = [word for lists in chosen("measurement", "weat")["tests"].values() for each in lists.values() for word in each[:3]]
-    texts = [" ".join(rng.choice(words, 3)) for _ in range(N_TRAIN + N_TEST - 4)] + [" ".join(words[at : at + 3]) for at in (0, 3, 6, 9)]
+    words = [word for lists in chosen("measurement", "weat")["tests"].values() for each in lists.values() for word in each[:2]]
+    texts = [" ".join(rng.choice(words, 3)) for _ in range(N_TEST + N_TRAIN // 2)]
+    texts += [" ".join(part) for part in np.array_split(words, N_TRAIN // 2)]
     places, labels = np.arange(N_TRAIN), np.arange(N_TRAIN + N_TEST) % 3
     made = data_of(np.zeros((N_TRAIN + N_TEST, 1)), labels, N_TRAIN, 3)
     return replace(made, train_index=places, test_index=np.arange(N_TEST), texts=tuple(texts[N_TEST:]), test_texts=tuple(texts[:N_TEST]))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from methods import SEED
-from pairs import N_TRAIN, paired, sentences
+from pairs import paired, sentences
 from problems import NOTHING_KEPT, experiment
 from torch import nn
 from torch.testing import assert_close

@@ -195,6 +195,4 @@ def test_an_estimate_knows_which_seed_training_started_from():
     ours, others = (made.problem(trained, seed).test_gradients() for seed in (SEED, SEED + 1))
     assert not torch.allclose(ours, others)
     start = made.initial(SEED + 1)(blobs().test_inputs)
-    assert_close(
-        made.test_examples(SEED + 1).targets, start.detach(), rtol=0, atol=1e-12
-    )  # to rounding
+    assert_close(made.test_examples(SEED + 1).targets, start.detach(), rtol=0, atol=1e-12)  # to rounding

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,8 @@ from corpora import HERS, HIS, HOME, WORK, Biased, write_options
 from safetensors.numpy import load_file
 
 from influx.objectives.skip_gram import tokens
+from influx.pipelines.tasks.documents import documents_table, documents_text
+from influx.report.debiasing import debiasing_verdict
 
 PAIRS = "task.rival.definitional=[[she,he],[her,him],[woman,man]]"
 FEW = ("task.held_out=kept_back", "task.share=0.15", "task.random_sets=4", "task.documents=[3,9]", "task.steps=[2,6]", PAIRS)
@@ -82,6 +85,21 @@ def test_documents_are_listed_as_text_in_the_order_of_their_influence(ran: Ran) 
     said = (ran.folder / "documents.md").read_text()
     assert f"## work: effect size {seeds(ran.folder)[0, 'trained', 'weat:work']:.3f}" in said
     assert f"document {raising['train_index'].iloc[0]}) {raising['text'].iloc[0][:40]}" in said
+
+
+def test_documents_without_influence_fill_no_rank() -> None:
+    data = replace(Biased(train_size=4, test_size=2).load(), test_names=("one", "two"))
+    table = documents_table(data, np.array([[0.0, -1.0], [-2.0, -3.0], [0.5, -2.0], [0.0, 0.0]]), top=3)
+    found = {(row.test, row.direction, row.rank): row.influence for row in table.itertuples()}
+    assert found == {
+        ("one", "raises", 1): -2.0, ("one", "lowers", 1): 0.5,
+        ("two", "raises", 1): -3.0, ("two", "raises", 2): -2.0, ("two", "raises", 3): -1.0,
+    }  # fmt: skip
+
+
+def test_a_document_brings_no_markdown_of_its_own() -> None:
+    table = pd.DataFrame([{"test": "one", "direction": "raises", "rank": 1, "train_index": 7, "influence": -0.5, "text": "# *a*\n[b](c)"}])
+    assert "1. (-0.5, document 7) \\# \\*a\\* \\[b\\](c)" in documents_text(table, {"one": 1.0}).splitlines()
 
 
 # ----------------------------------------------------------------------------------------------------------- the numbers
@@ -208,6 +226,13 @@ def test_a_warm_start_is_compared_with_a_warm_start_that_leaves_nothing_out(tmp_
     assert each["without raising", "weat:work"] - each["without raising", "change:work"] == pytest.approx(drifted, rel=1e-9)
 
 
+def test_settings_that_the_task_does_nothing_with_are_named(tmp_path: Path) -> None:
+    few = ("task.modes=[undo]", "task.steps=[2]", "task.documents=[3]", "task.random_sets=2")
+    done = run(tmp_path, "task.seeds=1", *few, "retraining.seeds=2", "retraining.start=scratch", "loo=true")
+    assert done.status == 0, done.err
+    assert "task=debiasing retrains in its own way (or not at all) and does not use retraining.seeds, loo." in done.out
+
+
 def test_what_the_run_says_and_draws(ran: Ran) -> None:
     said = " ".join(ran.out.split())
     assert "60 documents, 9 left out (start=scratch), 4 random sets; settings of steps chosen on kept_back; 3 seeds" in said
@@ -216,6 +241,22 @@ def test_what_the_run_says_and_draws(ran: Ran) -> None:
     record = json.loads((ran.folder / "run.json").read_text())
     assert (record["table"], record["headline"]["statistic"]) == ("debiasing.csv", "raising_minus_random")
     assert {"retrain", "fine-tune", "retrain, seed 2"} <= set(record["stage_seconds"])
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "said"),
+    [
+        (-1.0, -0.5, ("without random ones: yes (-0.750 [-1.00, -0.500])", "rises more: no, the opposite", "than hard debiasing: yes")),
+        (0.5, 1.0, ("without random ones: no, the opposite", "rises more: yes (0.750", "than hard debiasing: no, the opposite")),
+        (-0.5, 1.0, ("without random ones: not told (0.250", "rises more: not told", "than hard debiasing: not told")),
+        (np.nan, np.nan, ("without random ones: one seed does not tell (0.250)", "rises more: one seed", "than hard debiasing: one seed")),
+    ],
+)
+def test_the_verdict_is_what_the_intervals_say(low: float, high: float, said: tuple[str, ...]) -> None:
+    value = 0.25 if np.isnan(low) else (low + high) / 2
+    names = ("raising_minus_random", "lowering_minus_random", "size_minus_hard")
+    table = pd.DataFrame([{"score": "cg", "statistic": name, "value": value, "ci_low": low, "ci_high": high} for name in names])
+    assert all(part in debiasing_verdict(table, "cg") for part in said)
 
 
 @pytest.mark.parametrize(

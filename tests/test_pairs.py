@@ -36,7 +36,9 @@ FITS = {  # measurement: the objectives it can judge (all others: every one), an
     ),
     "weat": (("skip_gram",), r"measurement=weat compares word vectors, and this objective trains none: .*"),
 }
-PAIRS = fitting()
+PAIRS = [  # supervised has the same two losses
+    pytest.param(*found, marks=[pytest.mark.slow] * (found[0] in ("cross_entropy", "squared_error"))) for found in fitting()
+]
 NOT_CONVEX = ("contrastive",)  # losses whose curvature in the outputs can be negative
 MISSING = r"needs the package"
 NO_LAYERS = r"output layer is not linear|works on linear and convolution layers|no hidden layer with an activation"
@@ -45,9 +47,7 @@ TOLD = {  # what methods may say of an objective's own model, before anything is
     "contrastive": (MISSING, r"uses its output layer twice|layers that are used once"),
     "skip_gram": (MISSING, NO_LAYERS, r"asks (questions of its own, which training examples cannot answer|what they have no answer to)"),
 }
-REFUSED = {
-    ("contrastive", "pbrf"): r"which is no distance when the loss is not convex in the outputs, and Contrastive is not: use .*=proximal"
-}
+REFUSED = {("contrastive", "pbrf"): r"no distance when the loss is not convex in the outputs, and Contrastive is not: use .*=proximal"}
 TRUTHS = {
     "scratch": {},
     "warm": {"start": "warm"},

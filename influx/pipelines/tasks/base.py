@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import pandas as pd
@@ -14,10 +14,11 @@ from influx.estimators import Estimator
 from influx.estimators.external import External
 from influx.objectives.base import Unlabelled
 from influx.pipelines.session import Session, load
+from influx.retraining import Retraining
 from influx.runfolder import RunFolder
 from influx.statistics import interval_over_seeds
 
-UNUSED = ("loo", "truth", "resamples", "retraining")  # by tasks, other than retraining.workers
+UNUSED = ("loo", "truth", "resamples", "retraining")  # by any task
 
 
 class Task(ABC):
@@ -54,8 +55,14 @@ def check_session(name: str, session: Session, estimator: Estimator, seeds: int)
         raise InfluxError(f"task={name} reads out all test examples: leave test_points={config['test_points']} out.")
     if seeds > 1 and isinstance(estimator, External):
         raise InfluxError("method=external has the scores of one model, and task.seeds > 1 trains others: set task.seeds=1.")
+    warn_of_unused(name, session, tuple(f"retraining.{field.name}" for field in fields(Retraining) if field.name != "workers"))
+
+
+def warn_of_unused(name: str, session: Session, more: Sequence[str]) -> None:
+    """Say which settings on the command line the task does nothing with: those of the ordinary comparison, and `more`."""
     words = [word.lstrip("+").partition("=")[0] for word in session.folder.record.get("overrides", [])]
-    unused = [word for word in words if word.partition(".")[0] in UNUSED and word != "retraining.workers"]
+    named = (*UNUSED, *more)
+    unused = [word for word in words if word in named or word.startswith(tuple(f"{name}." for name in named if "." in name))]
     if unused:
         session.folder.warn(f"task={name} retrains in its own way (or not at all) and does not use {', '.join(unused)}.")
 

@@ -41,7 +41,7 @@ from influx.hard_debiasing import HardDebiasing
 from influx.instantiate import build
 from influx.pipelines.estimate import estimate, scored
 from influx.pipelines.session import Session
-from influx.pipelines.tasks.base import Task, note_table, over_seeds, replicas
+from influx.pipelines.tasks.base import Task, note_table, over_seeds, replicas, warn_of_unused
 from influx.pipelines.tasks.documents import documents_table, documents_text
 from influx.pipelines.tasks.fine_tuning import Setting, Tried, choose, grid
 from influx.pipelines.tasks.interventions import BY_CHANCE, CHOSEN, LOWERING, RAISING, RIVAL, TRAINED, Bias, vectors_name, with_seed
@@ -52,6 +52,10 @@ log = logging.getLogger("influx")
 
 HELD_OUT = "held_out"
 HEADLINE = "raising_minus_random"
+CHOSEN_HERE = tuple(
+    f"retraining.{name}"
+    for name in ("removed", "selection", "percentile", "index", "selection_seed", "fraction", "subsets", "groups", "group_size", "seeds")
+)  # which sets are left out, and in how many seeds, are the task's own
 ON_ITSELF = (
     "task.chosen_on=reported chooses the steps by the very effect that is reported, as the released code does: what is left of it is "
     "partly luck."
@@ -118,6 +122,7 @@ class Debiasing(Task):
         self._check_counts(data.n_train)
         if self.chosen_on != HELD_OUT:
             session.folder.warn(ON_ITSELF)
+        warn_of_unused("debiasing", session, CHOSEN_HERE)
         vectors_name(session.experiment)
         found = self.rival.check(data.words)
         if found < len(self.rival.definitional):

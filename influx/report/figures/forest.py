@@ -15,7 +15,7 @@ from influx.errors import InfluxError, nearest
 from influx.report.figures.base import Figure
 from influx.report.plots import BLUE, GREY, VERMILLION, new_figure
 
-KEYS = ("statistic", "label", "levels", "arms", "lines", "span")
+KEYS = ("statistic", "label", "levels", "arms", "lines", "span", "reference")
 DASHES: tuple[Any, ...] = ("--", ":", "-.", "-")
 HEIGHT = 0.26  # inches an arm
 
@@ -27,7 +27,7 @@ class Forest(Figure):
         axis: the grid axis that the cases are levels of.
         rows: rows of panels, each a mapping: `statistic`; `label`, of its axis; `levels`, level -> the panel's title (those without
             results are left out); `arms`, from the top; `lines`, name -> [arm, statistic] of what is drawn as a line through all arms;
-            `span`, the axis's limits (else what the intervals need).
+            `span`, the axis's limits (else what the intervals need); `reference`, a number that is drawn as a thin line.
         title: of the figure.
         marked: arms that are drawn in another colour: as the paper has them.
     """
@@ -73,6 +73,8 @@ class Forest(Figure):
 
     def _panel(self, here: pd.DataFrame, row: Mapping[str, Any], ax: Axes) -> None:
         cells = here.set_index(["arm", "statistic"])
+        if "reference" in row:
+            ax.axvline(row["reference"], color=GREY, linewidth=0.6)
         for (name, (arm, statistic)), dashes in zip((row.get("lines") or {}).items(), DASHES, strict=False):
             value = cells["mean"].get((arm, statistic), np.nan)
             ax.axvline(value, color=GREY, linestyle=dashes, linewidth=1, label=name)
