@@ -21,6 +21,7 @@ from influx.seeding import derive, torch_generator
 
 RESTARTS = 5  # of the mixture's fit; the best is kept
 SURE = 0.1  # variance of a code where training starts, as a share of that within clusters
+FLOOR = 0.01  # added to the clusters' variances, of codes whose variance is 1: no cluster shrinks to a point
 LEAST = 1e-12  # nats; below it a divergence counts as this, which a square root can be differentiated at
 
 
@@ -177,7 +178,8 @@ def mix(module: Embedding, inputs: Float[Tensor, " n *shape"], seed: int) -> Non
     """Set the prior to the mixture that is found in the means of the codes."""
     codes = module.mean(module.hidden(inputs)).double().cpu().numpy()
     state = derive(seed, "mixture") % 2**32
-    found = GaussianMixture(len(module.prior.logits), covariance_type="diag", n_init=RESTARTS, random_state=state).fit(codes)
+    mixture = GaussianMixture(len(module.prior.logits), covariance_type="diag", reg_covar=FLOOR, n_init=RESTARTS, random_state=state)
+    found = mixture.fit(codes)
     module.prior.means.copy_(torch.as_tensor(found.means_))
     module.prior.log_variances.copy_(torch.as_tensor(found.covariances_).log())
     module.prior.logits.copy_(torch.as_tensor(found.weights_).log())
