@@ -18,7 +18,7 @@ from functools import cached_property
 import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
-from torch.func import functional_call, grad, vmap
+from torch.func import functional_call, grad, jvp, vmap
 
 from influx import gradients
 from influx.errors import InfluxError, nearest
@@ -29,6 +29,7 @@ from influx.objectives import Objective
 from influx.stacking import blocks, bytes_per_row
 
 GIBIBYTE = 2**30
+FEW_VECTORS = 8  # for which forward-mode passes are cheaper than gradients of rows
 AGREEMENT = 1e4  # times machine precision: rounding between two ways to the same gradient stays below, a missed use of a weight does not
 
 
@@ -170,7 +171,7 @@ class Problem:
     def flops_per_row(self) -> float:
         """Multiplications and additions of one example's forward pass through the layers that the selected parameters are in."""
         if self.layers is None:
-            return 2.0 * self.n_params
+            return 2.0 * max(self.n_params, self.bytes_per_row // self.theta.element_size())
         with torch.no_grad():
             one = gradients.forward(self.module, self.layers, self.state, self.train.inputs[:1])
         return sum(2.0 * layer.size * h.shape[1] for layer, h in zip(self.layers, one.inputs, strict=True))
@@ -242,6 +243,20 @@ class Problem:
         """∇ℓ_i for every training example, in blocks of rows. Cost: one forward and backward pass an example."""
         for rows, parts in self._rows(self.objective.loss, self.train):
             yield rows, _flat(parts, self.theta.new_empty(rows.stop - rows.start, self.n_params))
+
+    def along(self, vectors: Float[Tensor, "p m"]) -> Float[Tensor, "n_train m"]:
+        """∇ℓ_iᵀ v of every training example with each of a few vectors: the derivative of the losses along v.
+
+        A module whose layers are known has its gradients formed in blocks of rows; for any other each vector is one forward-mode pass, and
+        no gradient is formed: what word vectors need, whose gradients are nearly all zeros. Cost: about two forward passes a vector.
+        """
+        if self.layers is not None or vectors.shape[1] > FEW_VECTORS:
+            return torch.cat([made @ vectors for _, made in self.train_gradients()])
+        made = []
+        for rows in blocks(self.n_train, 4 * self.bytes_per_row):
+            block = self.train.take(rows)
+            made.append(torch.stack([jvp(lambda t: self.losses(t, block), (self.theta,), (v,))[1] for v in vectors.T], dim=1))  # noqa: B023
+        return torch.cat(made)
 
     def loss_gradients(self, examples: Examples) -> Float[Tensor, "n p"]:
         """∇ℓ of any examples, all at once. Memory: n x P numbers."""

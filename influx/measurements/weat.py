@@ -135,8 +135,9 @@ def _check_lists(name: str, lists: Any) -> None:
         words = lists.get(key)
         if isinstance(words, str) or not isinstance(words, Sequence) or not all(isinstance(word, str) and word for word in words):
             raise InfluxError(f"{about}.{key} must be a list of words, such as [career, salary].")
-        if len({word.lower() for word in words}) < FEWEST:
-            raise InfluxError(f"{about}.{key} has {len(words)} different word(s): a list needs {FEWEST} or more.")
+        different = len({word.lower() for word in words})
+        if different < FEWEST:
+            raise InfluxError(f"{about}.{key} has {len(words)} words, {different} of them different: a list needs {FEWEST} or more.")
     for first, second in (("X", "Y"), ("A", "B")):
         both = {word.lower() for word in lists[first]} & {word.lower() for word in lists[second]}
         if both:
