@@ -159,9 +159,7 @@ def test_word_lists_that_cannot_be_used_are_refused(tests: dict, said: str) -> N
 
 
 def test_too_few_words_left_are_refused_with_what_is_missing() -> None:
-    with pytest.raises(
-        InfluxError, match=r"WEAT one: list Y has 1 word\(s\) .* left, and needs 2 \(missing: attic, cellar\)"
-    ):
+    with pytest.raises(InfluxError, match=r"WEAT one: list Y has 1 word\(s\) .* left, and needs 2 \(missing: attic, cellar\)"):
         posed({"one": {**LISTS, "Y": ["home", "attic", "cellar"]}})
 
 
