@@ -7,8 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
+from conftest import call
 from problems import data
 from torch import Tensor
 
@@ -220,3 +222,19 @@ def test_what_cannot_be_used_is_refused(tmp_path: Path, path: str) -> None:
     alone.write_text("word\nword\nword\nother\nother\nother")
     with pytest.warns(AccuracyWarning), pytest.raises(InfluxError, match=r"no document of documents has two words of the vocabulary"):
         SkipGram(min_count=1).prepare(Documents(path=str(alone)).load())
+
+
+def test_a_run_writes_effect_sizes_with_their_p_values(path: str, tmp_path: Path) -> None:
+    lists = ",".join(f"{key}:[{','.join(words)}]" for key, words in LISTS.items())
+    command = (
+        "estimate", "dataset=documents", f"dataset.path={path}", "dataset.train_size=4", "objective=skip_gram", "objective.min_count=2",
+        "objective.window=2", "model=skip_gram", "model.width=3", "measurement=weat", f"measurement.tests={{animals:{{{lists}}}}}",
+        "training=adam", "training.epochs=2", "method=grad_dot",
+    )  # fmt: skip
+    done = call(*command, cwd=tmp_path)
+    assert done.status in (0, None), done.err
+    (folder,) = (tmp_path / "outputs" / "estimate" / "runs").iterdir()
+    table = pd.read_csv(folder / "weat.csv")
+    assert list(table["test"]) == ["animals"]
+    assert table["p_value"][0] * 6 == pytest.approx(round(table["p_value"][0] * 6))  # of C(4, 2) partitions
+    assert set(table["words"][0].split()) == {word for words in LISTS.values() for word in words}

@@ -25,6 +25,7 @@ from influx.pipelines.cost import forecast, said
 from influx.pipelines.exhibits import SHOWN_IMAGES, SHOWN_ROWS, gallery, top_table
 from influx.pipelines.session import Session
 from influx.pipelines.train import train
+from influx.pipelines.word_tests import write_word_tests
 from influx.problem import Problem
 from influx.report.gallery import save_gallery
 from influx.report.heat_map import save_class_influence
@@ -77,6 +78,7 @@ def estimate(session: Session, estimator: Estimator, tested: Experiment | None =
     noted: dict[str, float] = {}
     if tested.gives_classes:
         noted["test_accuracy"] = test_points.accuracy(tested, trained, session.seed)
+    write_word_tests(session, trained)
     session = test_points.focused(session, trained)
     folder, experiment = session.folder, session.experiment
     problem = experiment.problem(trained, session.seed, session.memory)
