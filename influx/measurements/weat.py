@@ -82,7 +82,8 @@ class Weat(Measurement, Posing):
                 if len(lists[key]) < FEWEST:
                     raise InfluxError(
                         f"WEAT {name}: list {key} has {len(lists[key])} word(s) of the vocabulary left, and needs {FEWEST} (missing: "
-                        f"{', '.join(missing)}): give it other words, lower objective.min_count, or train on more text."
+                        f"{', '.join(missing)}): give it other words, lower objective.min_count, or leave the test out ("
+                        f"~measurement.tests.{name})."
                     )
                 gone += [f"{name} {key}: {', '.join(missing)} ({len(lists[key])} left)"] if missing else []
         if gone:
