@@ -103,7 +103,8 @@ class Experiment:
     @property
     def gives_classes(self) -> bool:
         """Whether outputs are scores of the classes (or clusters) that the test examples' labels name."""
-        unnamed = isinstance(self.objective, Unlabelled) and not isinstance(self.objective, Clustering)
+        clusters = isinstance(self.objective, Clustering) and isinstance(self.model, Placed)  # others' clusters have no names
+        unnamed = isinstance(self.objective, Unlabelled) and not clusters
         return self.data.task == "classification" and not self.data.test_names and not unnamed
 
     @property
