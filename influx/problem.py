@@ -20,13 +20,14 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
-from influx import gradients
+from influx import gradients, word_products
 from influx.errors import InfluxError, nearest
 from influx.gradients import Layer, Pass, Rows, Value
 from influx.measurements import Measurement
 from influx.models.base import last_layer
 from influx.objectives import Objective
 from influx.stacking import blocks, bytes_per_row
+from influx.word_products import WordProducts
 
 GIBIBYTE = 2**30
 AGREEMENT = 1e4  # times machine precision: rounding between two ways to the same gradient stays below, a missed use of a weight does not
@@ -221,6 +222,20 @@ class Problem:
         """How many numbers a forward pass of one row keeps for its gradients."""
         layers = self.matrix_layers if self.layers is None else self.layers
         return gradients.numbers_per_row(self.module, layers, self.state, self.train.inputs)
+
+    @cached_property
+    def words(self) -> WordProducts | None:
+        """Products with derivatives of a model of word vectors, which form no gradients; None for any other model."""
+        return WordProducts(self.params, self.selected, self.objective) if word_products.fits(self.module) else None
+
+    def along(self, vectors: Float[Tensor, "p m"]) -> Iterator[tuple[slice, Float[Tensor, "batch m"]]]:
+        """∇ℓ_i · x for every training example and every column x, in blocks of rows. Cost: a gradient an example, or for word vectors a
+        forward pass a column."""
+        if self.words is not None:
+            yield slice(0, self.n_train), self.words.along(self.train.inputs, self.train.targets, vectors)
+            return
+        for rows, made in self.train_gradients():
+            yield rows, made @ vectors
 
     def train_rows(self) -> Iterator[tuple[slice, list[Rows]]]:
         """∇ℓ_i for every training example, a layer at a time and as factors where there are any, in blocks of rows."""

@@ -71,8 +71,8 @@ class InverseCurvature(Estimator):
         for columns in problem.columns(self.solver.copies):
             solution = self.solver.solve(curvature, problem.test_gradients(columns).T, seed)
             solves += account(solution)
-            for rows, gradients in problem.train_gradients():
-                influence[rows, columns] = gradients @ solution.x
+            for rows, products in problem.along(solution.x):
+                influence[rows, columns] = products
         return Estimate(influence / problem.n_train, solves)
 
 
