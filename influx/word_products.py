@@ -84,6 +84,22 @@ class WordProducts:
                 made[rows, column] = pairs.padded(slope * moved).sum(1)
         return made
 
+    def gradient(
+        self,
+        inputs: Int[Tensor, "docs places words"],
+        targets: Shaped[Tensor, " docs *target"],
+        weights: Float[Tensor, " docs"],
+        into: dict[str, Tensor],
+    ) -> Float[Tensor, "docs out"]:
+        """Add Σ_i w_i ∇ℓ_i to the tables in `into`, by name; returns the scores."""
+        to_u, to_v = (into.get(name) for name in TABLES)
+        scores = []
+        for rows, pairs in self._blocks(inputs, targets):
+            slope = pairs.flat(pairs.slope.detach() * weights[rows].unsqueeze(1))
+            _add(pairs, slope, pairs.u, pairs.v, to_u, to_v)
+            scores.append(pairs.scores.detach())
+        return torch.cat(scores)
+
     def curvature(
         self,
         inputs: Int[Tensor, "docs places words"],
@@ -93,17 +109,16 @@ class WordProducts:
     ) -> Float[Tensor, "p m"]:
         """(Σ_docs C_i) V with the Hessian or the generalised Gauss-Newton matrix."""
         directions = [self._tables(x) for x in vectors.T]
-        found = [tuple(torch.zeros_like(self.params[name]) for name in TABLES) for _ in directions]
+        found = [{name: torch.zeros_like(self.params[name]) for name in self.selected} for _ in directions]
         for _, pairs in self._blocks(inputs, targets):
             slope = pairs.flat(pairs.slope.detach())
-            for (du, dv), (to_u, to_v) in zip(directions, found, strict=True):
+            for (du, dv), into in zip(directions, found, strict=True):
                 moved, uc, vo = self._moved(pairs, du, dv)
-                rho = pairs.curved(moved)
-                _add(pairs, rho, pairs.u, pairs.v, to_u, to_v)
+                to_u, to_v = (into.get(name) for name in TABLES)
+                _add(pairs, pairs.curved(moved), pairs.u, pairs.v, to_u, to_v)
                 if hessian:
                     _add(pairs, slope, uc, vo, to_u, to_v)
-        named = [dict(zip(TABLES, tables, strict=True)) for tables in found]
-        return torch.stack([torch.cat([tables[name].flatten() for name in self.selected]) for tables in named], dim=1)
+        return torch.stack([torch.cat([tables[name].flatten() for name in self.selected]) for tables in found], dim=1)
 
     def _tables(self, x: Float[Tensor, " p"]) -> tuple[Tensor | None, Tensor | None]:
         """A vector as changes of the two tables; None for one that does not move."""
@@ -146,9 +161,9 @@ class WordProducts:
         return Pairs(centre, others, inside, there, u, v, leaf, slope)
 
 
-def _add(pairs: Pairs, by: Tensor, u: Tensor | None, v: Tensor | None, to_u: Tensor, to_v: Tensor) -> None:
-    """Add Σ_o by_o v_o to row c of `to_u`, and by_o u_c to row o of `to_v`."""
-    if v is not None:
+def _add(pairs: Pairs, by: Tensor, u: Tensor | None, v: Tensor | None, to_u: Tensor | None, to_v: Tensor | None) -> None:
+    """Add Σ_o by_o v_o to row c of `to_u`, and by_o u_c to row o of `to_v`; what is None has no part."""
+    if v is not None and to_u is not None:
         to_u.index_add_(0, pairs.centre, torch.bmm(by.unsqueeze(1), v).squeeze(1))
-    if u is not None:
+    if u is not None and to_v is not None:
         to_v.index_add_(0, pairs.others.flatten(), (by.unsqueeze(2) * u.unsqueeze(1)).flatten(0, 1))

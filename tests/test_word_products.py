@@ -19,6 +19,8 @@ from influx.objectives.skip_gram import SkipGram
 from influx.problem import Examples, Problem
 from influx.solvers.cg import ConjugateGradient
 from influx.solvers.exact import Exact
+from influx.training.backprop import OneByOne, SideBySide
+from influx.training.by_word import ByWord
 
 DOCUMENTS, PAIRS, NEGATIVES, WORDS, WIDTH = 7, 9, 3, 11, 4
 OBJECTIVE = SkipGram(window=2, negatives=NEGATIVES, min_count=1)
@@ -139,11 +141,27 @@ def test_no_gradient_of_a_document_is_formed(monkeypatch: pytest.MonkeyPatch) ->
         assert torch.isfinite(method.estimate(problem, None, 0).influence).all()  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("trainable", [("centre.weight", "context.weight"), ("context.weight",)])
+def test_training_gradients_are_those_of_autograd(trainable: tuple[str, ...]) -> None:
+    problem = fitted()
+    params = {name: torch.stack([value, value.flip(0)]) for name, value in problem.params.items()}
+    weights = torch.tensor([[1.0, 0, 1, 1, 0.5, 1, 1], [0, 1, 1, 2, 1, 1, 1]], dtype=torch.float64) / DOCUMENTS
+    made = ByWord(problem.module, OBJECTIVE, trainable).gradients(params, {}, problem.train, weights)
+    for way in (SideBySide, OneByOne):
+        outputs, found = way(problem.module, OBJECTIVE, trainable).gradients(params, {}, problem.train, weights)
+        assert_close(made[0], outputs, rtol=1e-12, atol=1e-13)
+        assert list(found) == list(made[1])
+        for name, gradient in found.items():
+            assert_close(made[1][name], gradient, rtol=1e-11, atol=1e-13)  # sums in another order
+
+
 def test_only_the_plain_module_has_a_way_of_its_own() -> None:
     class Other(WordVectors):
         pass
 
-    assert word_products.fits(WordVectors(3, 2)) and not word_products.fits(Other(3, 2)) and not word_products.fits(nn.Linear(2, 2))
+    assert word_products.fits(WordVectors(3, 2))
+    assert not word_products.fits(Other(3, 2))
+    assert not word_products.fits(nn.Linear(2, 2))
     hooked = WordVectors(3, 2)
     hooked.register_forward_hook(lambda *_: None)
     assert not word_products.fits(hooked)
