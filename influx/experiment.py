@@ -149,7 +149,8 @@ class Experiment:
         """The module that the seed's training starts from: `module`, unless where it starts depends on the data."""
         module = self.module(seed)
         if isinstance(self.model, Placed):
-            key = digest({"data": self.train_digest, "model": describe(self.model), "dtype": str(self.dtype), "seed": seed})
+            described = {"data": self.train_digest, "model": describe(self.model), "dtype": str(self.dtype), "seed": seed}
+            key = digest({**described, "outputs": self.n_outputs})
             if key not in PLACED:
                 self.model.place(module, self.data, seed)
                 PLACED[key] = {name: value.detach().clone() for name, value in module.state_dict().items()}

@@ -22,6 +22,7 @@ from influx.models import Model
 from influx.models.dec import Dec
 from influx.models.mlp import Mlp
 from influx.models.skip_gram import SkipGramVectors
+from influx.models.vade import Vade
 from influx.models.views import Views
 from influx.objectives import Objective
 from influx.objectives.base import Unlabelled
@@ -37,11 +38,15 @@ MODELS: dict[str, Model] = {  # where a model of its own belongs to the objectiv
     "dec": Dec(width=3, embedding=2),
     "contrastive": Views(Mlp(width=3)),
     "skip_gram": SkipGramVectors(width=2),
+    "vade": Vade(width=3, embedding=2, pairs=1, pretraining=2),
+    "vae": Vade(width=3, embedding=2, pairs=1, pretraining=2),
 }
 NEEDS_ITS_OWN = ("contrastive", "skip_gram")  # embeddings of views and of words are no outputs of an MLP
 SMALLER: dict[str, dict[str, Any]] = {  # as little as there is in the tiny data
     "contrastive": {"embedding": 2, "negatives": 6},
     "skip_gram": {"window": 1, "negatives": 2, "min_count": 1},
+    "vade": {"likelihood": "gaussian", "clusters": 3},
+    "vae": {"likelihood": "gaussian"},
 }
 
 

@@ -26,11 +26,14 @@ from influx.retraining import Retraining
 
 pytestmark = pytest.mark.filterwarnings("ignore::influx.errors.AccuracyWarning")  # small settings say that they are small
 
-CLASSES = ("cross_entropy", "supervised", "dec")
+CLASSES = ("cross_entropy", "supervised", "dec", "vade")
 FITS = {  # measurement: the objectives it can judge (all others: every one), and what the others are told before anything is trained
     "cluster_loss": (CLASSES, r"measurement=cluster_loss needs (class labels|scores of classes or clusters), .*"),
     "margin": (CLASSES, r"measurement=margin needs (class labels|scores of classes or clusters)[,;] .*"),
-    "reconstruction_error": (("reconstruction",), r"measurement=reconstruction_error needs a model that gives its inputs back, .*"),
+    "reconstruction_error": (
+        ("reconstruction", "vade", "vae"),
+        r"measurement=reconstruction_error needs a model that gives its inputs back, .*",
+    ),
     "weat": (("skip_gram",), r"measurement=weat compares word vectors, and this objective trains none: .*"),
 }
 PAIRS = [  # supervised has the same two losses
@@ -39,6 +42,7 @@ PAIRS = [  # supervised has the same two losses
 NOT_CONVEX = ("contrastive",)  # losses whose curvature in the outputs can be negative
 MISSING = r"needs the package"
 NO_LAYERS = r"output layer is not linear|works on linear and convolution layers|no hidden layer with an activation"
+UNREAD = ("vade", "vae")  # losses that leave outputs unread: without weight decay the Hessian has rows of zeros
 TOLD = {  # what methods may say of an objective's own model, before anything is trained; of an MLP nothing
     "contrastive": (MISSING, r"uses its output layer twice|layers that are used once"),
     "skip_gram": (MISSING, NO_LAYERS, r"asks (questions of its own, which training examples cannot answer|what they have no answer to)"),
@@ -54,7 +58,9 @@ TRUTHS = {
 
 
 def curved(objective: str, method: str) -> dict[str, str]:
-    """The Fisher matrix in place of a Gauss-Newton matrix that is not positive."""
+    """The Fisher matrix in place of a Gauss-Newton matrix that is not positive, weight decay in place of a Hessian without an inverse."""
+    if objective in UNREAD and method == "as_published":
+        return {"weight_decay": "inside"}
     return {"curvature": "fisher"} if objective in NOT_CONVEX and "curvature" in node(method) else {}
 
 
