@@ -17,6 +17,7 @@ from influx.measurements.weat import Weat
 from influx.models.skip_gram import WordVectors
 from influx.objectives.skip_gram import SkipGram
 from influx.problem import Examples, Problem
+from influx.solvers import cg
 from influx.solvers.cg import ConjugateGradient
 from influx.solvers.exact import Exact
 from influx.training.backprop import OneByOne, SideBySide
@@ -165,3 +166,11 @@ def test_only_the_plain_module_has_a_way_of_its_own() -> None:
     hooked = WordVectors(3, 2)
     hooked.register_forward_hook(lambda *_: None)
     assert not word_products.fits(hooked)
+
+
+def test_cg_has_directions_left_with_a_million_parameters_in_float32() -> None:
+    """The bound on rounding, 10 P ε, is above 1 there, and would call every direction dependent on the first."""
+    vectors = torch.randn(1_000_000, 2, generator=torch.Generator().manual_seed(0))
+    basis = cg._orthonormal(vectors)
+    assert basis.shape == vectors.shape
+    assert_close(basis.T @ basis, torch.eye(2), rtol=0, atol=1e-4)  # float32 sums of a million terms
