@@ -109,7 +109,7 @@ class Curvature:
             return self._gradients(examples)
         if self.problem.words is not None:
             words, hessian = self.problem.words, self.kind == "hessian"
-            return [(1, lambda vectors: words.curvature(examples.inputs, examples.targets, vectors, hessian))]  # cuts rows itself
+            return [(0, lambda vectors: words.curvature(examples.inputs, examples.targets, vectors, hessian))]  # it cuts rows itself
         cut = blocks(len(examples), 12 * self.problem.bytes_per_row, PRODUCT_BYTES)
         make = self._layered if fits(self.problem.module) else self._traced
         if make == self._traced and self._heavy(cut[0].stop):

@@ -121,7 +121,7 @@ def test_training_starts_where_word2vec_does() -> None:
     module = build(SkipGramVectors(width=8), Shape((6, 5), 24, "classification", 50), 0)
     assert isinstance(module, WordVectors)
     assert module.centre.weight.abs().max() <= 0.5 / 8
-    assert module.centre.weight.std() == pytest.approx(1 / (8 * 12**0.5), rel=0.15)  # uniform; 400 numbers
+    assert module.centre.weight.std().item() == pytest.approx(1 / (8 * 12**0.5), rel=0.15)  # uniform; 400 numbers
     assert not module.context.weight.any()
 
 

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from influx import rules
 from influx.data import Data
 from influx.errors import InfluxError, nearest, warn_accuracy
 from influx.measurements.base import Measurement, Posing
@@ -48,6 +49,7 @@ class Weat(Measurement, Posing):
     reads: ClassVar[str] = "labels"
 
     def __post_init__(self) -> None:
+        rules.check_value("measurement.ddof", self.ddof)
         if not isinstance(self.tests, Mapping) or not self.tests:
             raise InfluxError("measurement.tests must be one or more tests, each with the word lists X, Y, A and B.")
         for name, lists in self.tests.items():
@@ -104,6 +106,14 @@ def associations(outputs: Float[Tensor, " *k n out"], codes: Int[Tensor, "n w"])
     unit = vectors / (vectors.square().sum(-1) + nowhere).sqrt().unsqueeze(-1)
     a, b = ((unit * part.unsqueeze(-1)).sum(-2) / part.sum(-1, keepdim=True) for part in inside[2:])
     return (unit * (a - b).unsqueeze(-2)).sum(-1), inside
+
+
+def words_of(lists: Mapping[str, Sequence[str]], words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The words of a test that have a vector, and those that have none, by list."""
+    known = {word: number for number, word in enumerate(words)}
+    used = [f"{key}: {', '.join(_known(lists[key], known))}" for key in LISTS]
+    gone = {key: [word for word in lists[key] if word.lower() not in known] for key in LISTS}
+    return used, [f"{key}: {', '.join(missing)}" for key, missing in gone.items() if missing]
 
 
 def permutation_p(x: Float[np.ndarray, " x"], y: Float[np.ndarray, " y"], seed: int = 0) -> tuple[float, int, bool]:

@@ -18,7 +18,7 @@ from influx.errors import InfluxError, NumericalError
 from influx.estimators import Estimate, Estimator
 from influx.experiment import Experiment, Trained
 from influx.instantiate import build
-from influx.pipelines import test_points
+from influx.pipelines import test_points, word_tests
 from influx.pipelines.class_influence import MOST_CLASSES, class_table
 from influx.pipelines.cluster_explanations import clusters, explain, with_clusters
 from influx.pipelines.cost import forecast, said
@@ -88,7 +88,7 @@ def estimate(session: Session, estimator: Estimator, tested: Experiment | None =
     with folder.stage("estimate"):
         made = scored(session, estimator, trained)
     folder.record["cost"] = {"forecast_seconds": ahead, **asdict(cost), "peak_bytes": peak.nbytes()}
-    facts = noted | made.facts
+    facts = noted | word_tests.write(session, problem) | made.facts
     if facts:
         folder.record["facts"] = facts
     influence = made.influence.cpu().numpy()
