@@ -34,6 +34,9 @@ AUTO_SHARE = 0.1  # of the mean eigenvalue: the damping "auto" (Grosse et al. 20
 PROBES = 64  # random vectors behind a mean eigenvalue
 PRODUCT_BYTES = 2**25  # of a product's temporaries: twice as many leave the cache
 GRAPH = 8  # times a row's outputs that a kept graph of it holds
+FEW_ROWS = 8  # a block that would hold fewer, of documents say, is out of the cache anyway: blocks of `WIDE_BYTES` then
+WIDE_BYTES = 2**29
+WIDE = 256  # outputs from which their curvature is multiplied with rather than formed
 HEAVY = 2e7  # operations of a forward pass from which a kept graph beats vectorised products
 CLOSED = 1024  # parameters of an output layer up to which its matrix is formed rather than multiplied with
 HELD = 0.25  # share of the memory that a Fisher matrix's gradients may fill between products
@@ -110,9 +113,11 @@ class Curvature:
         if self.problem.words is not None:
             words, hessian = self.problem.words, self.kind == "hessian"
             return [(0, lambda vectors: words.curvature(examples.inputs, examples.targets, vectors, hessian))]  # it cuts rows itself
-        cut = blocks(len(examples), 12 * self.problem.bytes_per_row, PRODUCT_BYTES)
+        each = 12 * self.problem.bytes_per_row
+        wide = FEW_ROWS * each > PRODUCT_BYTES
+        cut = blocks(len(examples), each, WIDE_BYTES if wide else PRODUCT_BYTES)
         make = self._layered if fits(self.problem.module) else self._traced
-        if make == self._traced and self._heavy(cut[0].stop):
+        if make == self._traced and (wide or self._heavy(cut[0].stop)):
             make = self._graphed if len(examples) * GRAPH * self.problem.bytes_per_row <= HELD * self.problem.memory else self._graphed_anew
         return [(rows.stop - rows.start, make(examples.take(rows))) for rows in cut]
 
@@ -196,15 +201,25 @@ class Curvature:
         if self.kind == "hessian":
             gradient = torch.autograd.grad(problem.objective.loss(outputs, examples.targets).sum(), theta, create_graph=True)[0]
             return lambda vectors: torch.stack([_slope(gradient, v, theta) for v in vectors.T], dim=1)
-        curved = of_outputs(outputs, examples.targets, problem.objective)[1]  # [rows, out, out]
+        curved = self._of_outputs(outputs, examples)
         seed = torch.zeros_like(outputs, requires_grad=True)
         pulled = torch.autograd.grad((outputs * seed).sum(), theta, create_graph=True)[0]  # Jᵀ seed, linear in the seed
 
         def gauss_newton(v: Tensor) -> Tensor:
             moved = _slope(pulled, v, seed)  # J v
-            return _slope(outputs, torch.bmm(curved, moved.unsqueeze(2)).squeeze(2), theta)
+            return _slope(outputs, curved(moved), theta)
 
         return lambda vectors: torch.stack([gauss_newton(v) for v in vectors.T], dim=1)
+
+    def _of_outputs(self, outputs: Float[Tensor, "rows out"], examples: Examples) -> Callable[[Tensor], Tensor]:
+        """ḟ ↦ (∂²ℓ/∂f²) ḟ of each row: with the matrices [rows, out, out], or for many outputs by differentiating the slope."""
+        problem = self.problem
+        if outputs.shape[1] <= WIDE:
+            curved = of_outputs(outputs, examples.targets, problem.objective)[1]
+            return lambda moved: torch.bmm(curved, moved.unsqueeze(2)).squeeze(2)
+        leaf = outputs.detach().requires_grad_(True)
+        slope = torch.autograd.grad(problem.objective.loss(leaf, examples.targets).sum(), leaf, create_graph=True)[0]
+        return lambda moved: _slope(slope, moved, leaf)
 
     def _traced(self, examples: Examples) -> Product:
         """For any module: forward-over-reverse products through torch.func, vectorised over the vectors."""

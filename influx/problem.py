@@ -18,7 +18,7 @@ from functools import cached_property
 import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
-from torch.func import functional_call, grad, vmap
+from torch.func import functional_call, grad, jvp, vmap
 
 from influx import gradients, word_products
 from influx.errors import InfluxError, nearest
@@ -30,6 +30,7 @@ from influx.stacking import blocks, bytes_per_row
 from influx.word_products import WordProducts
 
 GIBIBYTE = 2**30
+FEW_VECTORS = 8  # for which forward-mode passes are cheaper than gradients of rows
 AGREEMENT = 1e4  # times machine precision: rounding between two ways to the same gradient stays below, a missed use of a weight does not
 
 
@@ -171,7 +172,7 @@ class Problem:
     def flops_per_row(self) -> float:
         """Multiplications and additions of one example's forward pass through the layers that the selected parameters are in."""
         if self.layers is None:
-            return 2.0 * self.n_params
+            return 2.0 * max(self.n_params, self.bytes_per_row // self.theta.element_size())
         with torch.no_grad():
             one = gradients.forward(self.module, self.layers, self.state, self.train.inputs[:1])
         return sum(2.0 * layer.size * h.shape[1] for layer, h in zip(self.layers, one.inputs, strict=True))
@@ -223,20 +224,6 @@ class Problem:
         layers = self.matrix_layers if self.layers is None else self.layers
         return gradients.numbers_per_row(self.module, layers, self.state, self.train.inputs)
 
-    @cached_property
-    def words(self) -> WordProducts | None:
-        """Products with derivatives of a model of word vectors, which form no gradients; None for any other model."""
-        return WordProducts(self.params, self.selected, self.objective) if word_products.fits(self.module) else None
-
-    def along(self, vectors: Float[Tensor, "p m"]) -> Iterator[tuple[slice, Float[Tensor, "batch m"]]]:
-        """∇ℓ_i · x for every training example and every column x, in blocks of rows. Cost: a gradient an example, or for word vectors a
-        forward pass a column."""
-        if self.words is not None:
-            yield slice(0, self.n_train), self.words.along(self.train.inputs, self.train.targets, vectors)
-            return
-        for rows, made in self.train_gradients():
-            yield rows, made @ vectors
-
     def train_rows(self) -> Iterator[tuple[slice, list[Rows]]]:
         """∇ℓ_i for every training example, a layer at a time and as factors where there are any, in blocks of rows."""
         yield from self._rows(self.objective.loss, self.train)
@@ -257,6 +244,27 @@ class Problem:
         """∇ℓ_i for every training example, in blocks of rows. Cost: one forward and backward pass an example."""
         for rows, parts in self._rows(self.objective.loss, self.train):
             yield rows, _flat(parts, self.theta.new_empty(rows.stop - rows.start, self.n_params))
+
+    @cached_property
+    def words(self) -> WordProducts | None:
+        """Products with derivatives of a model of word vectors, by hand; None for any other model."""
+        return WordProducts(self.params, self.selected, self.objective) if word_products.fits(self.module) else None
+
+    def along(self, vectors: Float[Tensor, "p m"]) -> Float[Tensor, "n_train m"]:
+        """∇ℓ_iᵀ v of every training example with each of a few vectors: the derivative of the losses along v.
+
+        A module whose layers are known has its gradients formed in blocks of rows; for any other each vector is one forward-mode pass, and
+        no gradient is formed: what word vectors need, whose gradients are nearly all zeros. Cost: about two forward passes a vector.
+        """
+        if self.words is not None:
+            return self.words.along(self.train.inputs, self.train.targets, vectors)
+        if self.layers is not None or vectors.shape[1] > FEW_VECTORS:
+            return torch.cat([made @ vectors for _, made in self.train_gradients()])
+        made = []
+        for rows in blocks(self.n_train, 4 * self.bytes_per_row):
+            block = self.train.take(rows)
+            made.append(torch.stack([jvp(lambda t: self.losses(t, block), (self.theta,), (v,))[1] for v in vectors.T], dim=1))  # noqa: B023
+        return torch.cat(made)
 
     def loss_gradients(self, examples: Examples) -> Float[Tensor, "n p"]:
         """∇ℓ of any examples, all at once. Memory: n x P numbers."""

@@ -33,6 +33,7 @@ RESULTS = (
     "model.safetensors", "history.csv", "history.png", "influence.npz", "top_influences.csv", "top_influences.png", "diagnostics.csv",
     "class_influence.csv", "class_influence.png", "detection.csv", "detection_seeds.csv", "curve.csv", "detection.png", "suspects.csv",
     "cleansing.csv", "cleansing_seeds.csv", "cleansing.png",
+    "weat.csv", "clusters.csv", "explanations.png",
     "documents.csv", "documents.md", "settings.csv", "debiasing.csv", "debiasing_seeds.csv", "debiasing.png",
     "ground_truth.npz", "responses.npz", "correlations.csv", "correlations.md", "per_test.csv", "scatter.png",
     "claims.csv", "claims.md", "cells.csv", "results.csv", "report.html",

@@ -345,7 +345,14 @@ def test_the_study_that_contributing_shows_runs(tmp_path: Path) -> None:
 def test_every_published_claim_has_its_place_in_one_study() -> None:
     studies = [Study.read(file.stem, yaml.safe_load(file.read_text())) for file in STUDIES]
     ids = {claim.claim for study in studies for claim in study.claims}
-    known = {"E": range(1, 9), "B": range(1, 10), "N": [1], "H": range(7), "T": range(9)}
+    known = {
+        "E": range(1, 9),
+        "B": range(1, 10),
+        "N": [1],
+        "H": range(7),
+        "T": range(9),
+        "C": range(1, 7),
+    }  # C0 is a test: tests/test_crossloss.py
     assert {f"{letter}{k}" for letter, numbers in known.items() for k in numbers} <= {re.sub(r"[a-z]+$", "", name) for name in ids}
 
 
@@ -578,6 +585,16 @@ IRIS = ("training.epochs=60", "retraining.epochs=30")
 NETWORKS = ("dataset.train_size=120", "dataset.test_size=40", "training.epochs=2", "retraining.epochs=2", "retraining.groups=8")
 PBRF = ("dataset.train_size=80", "dataset.test_size=12", "retraining.removed=5", "retraining.max_iterations=20")
 TINY = {  # settings that make every job of a study a matter of a second
+    "crossloss_clustering": ("dataset.points=10",),
+    "crossloss_digits": ("dataset.train_size=60", "dataset.test_size=10", "retraining.removed=5", "retraining.groups=3"),
+    "crossloss_weat": (
+        "dataset.train_size=400",
+        "dataset.test_size=10",
+        "training.epochs=1",
+        "objective.max_pairs=30",
+        "objective.min_count=5",
+        "retraining.group_size=10",
+    ),
     "fragility_causes": ("resamples=20",),
     "fragility_iris_depth": IRIS,
     "fragility_iris_width": IRIS,

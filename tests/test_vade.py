@@ -392,3 +392,19 @@ def test_other_objectives_are_refused(outputs):
 def test_a_knob_out_of_range_is_refused(make, knob):
     with pytest.raises(InfluxError, match=f"{knob}=.* is not possible"):
         make()
+
+
+# ------------------------------------------------------------------------------------------------------------------ from outside
+
+TINY = (
+    "dataset=digits", "dataset.train_size=60", "dataset.test_size=4", "model=vade", "model.width=8", "model.embedding=2",
+    "model.pretraining=3", "training=adam", "training.epochs=2", "method=grad_dot", "truth=group", "retraining.groups=3",
+    "retraining.group_size=5", "retraining.seeds=1", "resamples=20", "store.dir=null",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(("objective", "measurement"), [("vade", "cluster_loss"), ("vae", "reconstruction_error")])
+def test_the_command_line_estimates_and_retrains(run_influx, tmp_path, objective, measurement):
+    ran = run_influx("validate", *TINY, f"objective={objective}", f"measurement={measurement}", "hydra.run.dir=out", cwd=tmp_path)
+    assert ran.status == 0, ran.err
+    assert (tmp_path / "out" / "run.json").exists()

@@ -1,7 +1,8 @@
-"""WEAT: effect size against NumPy, p-values against SciPy and enumeration, and what is said of word lists."""
+"""WEAT: effect sizes and p-values against definitions, brute force and SciPy; word lists that cannot be used."""
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
 from itertools import combinations
 
@@ -9,126 +10,159 @@ import numpy as np
 import pytest
 import scipy.stats
 import torch
-from corpora import HERS, HIS, HOME, WORK, Biased
-from numpy.typing import NDArray
+from problems import data
+from torch import Tensor
 
-from influx.data import Data
 from influx.errors import AccuracyWarning, InfluxError
-from influx.measurements import weat
-from influx.measurements.weat import Weat, permutation_p
+from influx.measurements.weat import Weat, associations, permutation_p
 from influx.objectives.skip_gram import SkipGram
 
-OBJECTIVE = SkipGram(window=2, negatives=2, min_count=1)
-LISTS = {"X": list(WORK), "Y": list(HOME), "A": list(HIS), "B": list(HERS)}
+WORDS = ("career", "salary", "office", "family", "home", "child", "he", "his", "man", "she", "hers", "woman", "other")
+LISTS = {"X": ["career", "salary", "office"], "Y": ["family", "home", "child"], "A": ["he", "his", "man"], "B": ["she", "hers", "woman"]}
 
 
-@pytest.fixture(scope="module")
-def data() -> Data:
-    return OBJECTIVE.prepare(Biased(train_size=60, test_size=12).load())
+def posed(tests: dict, **changes: object) -> tuple[Tensor, Tensor, tuple[str, ...]]:
+    made = Weat(tests, **changes).pose(replace(data("softmax"), words=WORDS))
+    return made.test_inputs, made.test_targets, made.test_names
 
 
-def by_numpy(vectors: dict[str, NDArray[np.float64]], lists: dict[str, list[str]], ddof: int) -> float:
-    """The effect size by its definition, one pair of words after another."""
+def vectors(seed: int = 0, width: int = 5) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=(len(WORDS), width))
 
-    def cosine(a: str, b: str) -> float:
-        return float(vectors[a] @ vectors[b] / np.sqrt((vectors[a] @ vectors[a]) * (vectors[b] @ vectors[b])))
 
-    def score(word: str) -> float:
-        return float(np.mean([cosine(word, a) for a in lists["A"]]) - np.mean([cosine(word, b) for b in lists["B"]]))
+def by_definition(table: np.ndarray, lists: dict, ddof: int) -> tuple[float, np.ndarray, np.ndarray]:
+    """Effect size and the associations of X and Y, word by word (Caliskan et al. 2017, "WEAT" in the supplement)."""
 
-    x, y = ([score(word) for word in lists[key]] for key in ("X", "Y"))
-    return float((np.mean(x) - np.mean(y)) / np.std(x + y, ddof=ddof))
+    def cosine(first: str, second: str) -> float:
+        a, b = table[WORDS.index(first)], table[WORDS.index(second)]
+        return float(a @ b / np.linalg.norm(a) / np.linalg.norm(b))
+
+    def s(word: str) -> float:
+        return np.mean([cosine(word, a) for a in lists["A"]]) - np.mean([cosine(word, b) for b in lists["B"]])
+
+    x, y = np.array([s(word) for word in lists["X"]]), np.array([s(word) for word in lists["Y"]])
+    return (x.mean() - y.mean()) / np.concatenate([x, y]).std(ddof=ddof), x, y
+
+
+def measured(table: np.ndarray, tests: dict, ddof: int) -> Tensor:
+    ids, codes, _ = posed(tests, ddof=ddof)
+    found = torch.from_numpy(table)[ids.clamp_min(0)] * (ids >= 0).unsqueeze(-1)
+    return Weat(tests, ddof=ddof).value(found.flatten(1), codes, SkipGram())
 
 
 @pytest.mark.parametrize("ddof", [0, 1])
-def test_effect_sizes_are_the_definitions(data: Data, ddof: int) -> None:
-    shorter = {"X": ["office", "SALARY"], "Y": list(HOME), "A": ["he", "man"], "B": list(HERS)}
-    posed = Weat({"long": LISTS, "short": shorter}, ddof=ddof).pose(data)
-    assert posed.test_names == ("long", "short")
-    rng = np.random.default_rng(0)
-    vectors = {word: rng.normal(size=5) for word in data.words}
-    table = np.array([*vectors.values(), np.zeros(5)])  # -1, no word, is the last row: zeros
-    outputs = torch.from_numpy(table[posed.test_inputs.numpy()]).flatten(1)
-    made = Weat({"long": LISTS}, ddof=ddof).value(torch.stack([outputs, 3 * outputs]), posed.test_targets, OBJECTIVE)
-    lower = {**shorter, "X": ["office", "salary"]}
-    expected = [by_numpy(vectors, lists, ddof) for lists in (LISTS, lower)]
-    np.testing.assert_allclose(made.numpy(), [expected, expected], rtol=1e-12)  # cosines do not know lengths
+def test_the_effect_size_is_its_definition(ddof: int) -> None:
+    shorter = {**LISTS, "X": ["office", "other"], "B": ["she", "woman"]}  # beside a longer test: the rest is padding
+    found = measured(vectors(), {"long": LISTS, "short": shorter}, ddof)
+    wanted = [by_definition(vectors(), lists, ddof)[0] for lists in (LISTS, shorter)]
+    np.testing.assert_allclose(found.numpy(), wanted, rtol=1e-12)  # the same sums in another order
 
 
-def test_exact_p_counts_all_partitions() -> None:
-    rng = np.random.default_rng(1)
-    x, y = rng.normal(0.5, 1, 4), rng.normal(0, 1, 5)
+def test_it_has_a_gradient_and_none_for_words_outside_the_lists() -> None:
+    ids, codes, _ = posed({"one": LISTS, "short": {**LISTS, "X": ["office", "other"]}})
+    table = torch.from_numpy(vectors()).requires_grad_(True)
+
+    def effect(values: Tensor) -> Tensor:
+        found = values[ids.clamp_min(0)] * (ids >= 0).unsqueeze(-1)
+        return Weat({"one": LISTS}).value(found.flatten(1), codes, SkipGram())
+
+    assert torch.autograd.gradcheck(effect, (table,))
+    slope = torch.autograd.grad(effect(table)[0], table)[0]
+    assert bool((slope[WORDS.index("other")] == 0).all())
+    assert bool(torch.isfinite(slope).all())
+
+
+def test_signs_swap_with_the_lists_and_lengths_do_not_matter() -> None:
+    swapped = {"X": LISTS["Y"], "Y": LISTS["X"], "A": LISTS["A"], "B": LISTS["B"]}
+    longer = vectors() * np.linspace(0.1, 9, len(WORDS))[:, None]
+    once = measured(vectors(), {"one": LISTS}, 1)
+    torch.testing.assert_close(measured(vectors(), {"one": swapped}, 1), -once)
+    torch.testing.assert_close(measured(longer, {"one": LISTS}, 1), once)
+
+
+def test_several_models_at_once() -> None:
+    ids, codes, _ = posed({"one": LISTS})
+    tables = [torch.from_numpy(vectors(seed))[ids].flatten(1) for seed in (0, 1)]
+    both = Weat({"one": LISTS}).value(torch.stack(tables), codes, SkipGram())
+    assert both.shape == (2, 1)
+    torch.testing.assert_close(both[1], Weat({"one": LISTS}).value(tables[1], codes, SkipGram()))
+
+
+@pytest.mark.parametrize("sizes", [(3, 3), (2, 4), (5, 3)])
+def test_the_p_value_counts_all_partitions(sizes: tuple[int, int]) -> None:
+    rng = np.random.default_rng(3)
+    x, y = rng.normal(0.5, 1, sizes[0]), rng.normal(size=sizes[1])
     p, count, exact = permutation_p(x, y)
-    pool = np.concatenate([x, y])
-    every = [pool[list(chosen)].mean() - np.delete(pool, chosen).mean() for chosen in combinations(range(9), 4)]
-    assert (count, exact) == (126, True)
-    assert p == pytest.approx(np.mean(np.array(every) >= x.mean() - y.mean() - 1e-12), abs=0)
-    oracle = scipy.stats.permutation_test(
-        (x, y), lambda a, b, axis: a.mean(axis=axis) - b.mean(axis=axis), vectorized=True, alternative="greater", n_resamples=np.inf
-    )
-    assert p == pytest.approx(oracle.pvalue, abs=1e-12)
+    pool, observed = np.concatenate([x, y]), x.mean() - y.mean()
+    means = [
+        pool[list(chosen)].mean() - np.delete(pool, list(chosen)).mean() for chosen in combinations(range(len(pool)), sizes[0])
+    ]  # the difference of means: ordered as sums are
+    assert (count, exact) == (len(means), True)
+    assert p == pytest.approx(np.mean([mean >= observed - 1e-12 for mean in means]))
+    theirs = scipy.stats.permutation_test((x, y), lambda a, b: a.mean() - b.mean(), alternative="greater", n_resamples=np.inf)
+    assert p == pytest.approx(theirs.pvalue)
 
 
-def test_ties_count() -> None:
-    tied = permutation_p(np.array([0.1 + 0.2, 0.0]), np.array([0.3, 0.0]))  # 0.1 + 0.2 is above 0.3 by rounding alone
-    assert tied == (pytest.approx(5 / 6), 6, True)  # all but the partition with both zeros
-    assert permutation_p(np.array([2.0, 2.0]), np.array([1.0, 1.0]))[0] == pytest.approx(1 / 6)
+def test_many_partitions_are_sampled_by_the_seed() -> None:
+    rng = np.random.default_rng(5)
+    x, y = rng.normal(0.3, 1, 12), rng.normal(size=12)  # 2.7 million partitions
+    p, count, exact = permutation_p(x, y, seed=1)
+    assert (count, exact, permutation_p(x, y, seed=1)[0]) == (20_000, False, p)
+    theirs = scipy.stats.permutation_test(
+        (x, y), lambda a, b, axis: a.mean(axis) - b.mean(axis), alternative="greater", n_resamples=20_000, rng=0, vectorized=True
+    ).pvalue
+    assert abs(p - theirs) < 5 * np.sqrt(2 * p * (1 - p) / 20_000)  # five standard errors of a difference of two such samples
 
 
-def test_sampled_p_is_near_the_exact_one_and_never_zero(monkeypatch: pytest.MonkeyPatch) -> None:
-    rng = np.random.default_rng(2)
-    x, y = rng.normal(0.6, 1, 8), rng.normal(0, 1, 8)
-    exact = permutation_p(x, y)
-    assert exact[1:] == (12_870, True)
-    monkeypatch.setattr(weat, "MOST_PARTITIONS", 5000)
-    p, count, whole = permutation_p(x, y)
-    assert (count, whole) == (5000, False)
-    assert abs(p - exact[0]) < 4 * (exact[0] * (1 - exact[0]) / 5000) ** 0.5 + 1 / 5000  # four standard errors
-    assert permutation_p(x, y) == (p, count, whole)
-    assert permutation_p(x + 100, y)[0] >= 1 / 5001
+def test_ties_count_whatever_rounding_says() -> None:
+    assert permutation_p(np.array([0.1, 0.2]), np.array([0.1, 0.2]))[0] == pytest.approx(5 / 6)
 
 
-def test_words_without_a_vector_are_left_out_and_named(data: Data) -> None:
-    lists = {**LISTS, "X": [*WORK, "yacht", "zebra"]}
-    with pytest.warns(AccuracyWarning, match=r"words of WEAT without a vector are left out: trial X: yacht, zebra \(3 left\)\."):
-        posed = Weat({"trial": lists}).pose(data)
-    assert torch.equal(posed.test_inputs, Weat({"trial": LISTS}).pose(data).test_inputs)
+def test_the_associations_are_those_of_the_words() -> None:
+    ids, codes, _ = posed({"one": LISTS})
+    score, inside = associations(torch.from_numpy(vectors())[ids].flatten(1), codes)
+    _, x, y = by_definition(vectors(), LISTS, 1)
+    np.testing.assert_allclose(score[0][inside[0][0] == 1].numpy(), x, rtol=1e-12)
+    np.testing.assert_allclose(score[0][inside[1][0] == 1].numpy(), y, rtol=1e-12)
 
 
-def test_a_list_with_too_few_words_left_is_refused(data: Data) -> None:
-    message = (
-        r"WEAT trial: list X has 1 word\(s\) of the vocabulary left, and needs 2 \(missing: yacht, zebra\): give it other words, lower "
-        r"objective\.min_count, or train on more text\."
-    )
-    with pytest.raises(InfluxError, match=message):
-        Weat({"trial": {**LISTS, "X": ["office", "yacht", "zebra"]}}).pose(data)
-    with pytest.raises(
-        InfluxError, match=r"measurement=weat compares word vectors, and this objective trains none: use objective=skip_gram"
-    ):
-        Weat({"trial": LISTS}).pose(replace(data, words=()))
+def test_questions_have_names_and_places_of_their_own() -> None:
+    made = Weat({"one": LISTS, "two": LISTS}).pose(replace(data("softmax"), words=WORDS))
+    assert made.test_names == ("one", "two")
+    assert made.test_index.tolist() == [0, 1]
+
+
+def test_missing_words_are_named() -> None:
+    with pytest.warns(AccuracyWarning, match=r"without a vector are left out: one X: astronaut \(3 left\)\."):
+        posed({"one": {**LISTS, "X": [*LISTS["X"], "astronaut"]}})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        posed({"one": {**LISTS, "X": ["CAREER", "Salary"]}})  # capitals are not missing
 
 
 @pytest.mark.parametrize(
-    ("tests", "message"),
+    ("tests", "said"),
     [
-        ({}, r"measurement\.tests must be one or more tests, each with the word lists X, Y, A and B"),
-        (["X"], r"measurement\.tests must be one or more tests"),
-        ({"t": ["a", "b"]}, r"measurement\.tests\.t must have the word lists X, Y, A and B"),
-        ({"t": {**LISTS, "x": ["a"]}}, r"measurement\.tests\.t has a list 'x'; its lists are X, Y, A and B"),
-        ({"t": {**LISTS, "X": "office"}}, r"measurement\.tests\.t\.X must be a list of words, such as \[career, salary\]"),
-        ({"t": {**LISTS, "Y": ["home", 3]}}, r"measurement\.tests\.t\.Y must be a list of words"),
-        ({"t": {"X": ["a", "b"], "Y": ["c", "d"], "A": ["e", "f"]}}, r"measurement\.tests\.t\.B must be a list of words"),
-        ({"t": {**LISTS, "A": []}}, r"measurement\.tests\.t\.A has 0 different word\(s\): a list needs 2 or more"),
-        ({"t": {**LISTS, "A": ["he", "He"]}}, r"measurement\.tests\.t\.A has .* a list needs 2 or more"),
-        ({"t": {**LISTS, "Y": ["home", "Office"]}}, r"measurement\.tests\.t: office stands in X and in Y; a word belongs to one of them"),
-        ({"t": {**LISTS, "B": ["she", "he"]}}, r"measurement\.tests\.t: he stands in A and in B"),
+        ({}, "measurement.tests must be one or more tests, each with the word lists X, Y, A and B"),
+        ({"one": ["career"]}, "measurement.tests.one must have the word lists"),
+        ({"one": {**LISTS, "Z": ["x"]}}, "has a list 'Z'; its lists are X, Y, A and B"),
+        ({"one": {"X": ["a", "b"]}}, "measurement.tests.one.Y must be a list of words"),
+        ({"one": {**LISTS, "A": "he"}}, "measurement.tests.one.A must be a list of words"),
+        ({"one": {**LISTS, "A": ["he", 3]}}, "measurement.tests.one.A must be a list of words"),
+        ({"one": {**LISTS, "A": ["he", "He"]}}, "measurement.tests.one.A has 2 words, 1 of them different: a list needs 2 or more"),
+        ({"one": {**LISTS, "B": [*LISTS["B"], "he"]}}, "he stands in A and in B; a word belongs to one of them"),
     ],
 )
-def test_lists_that_are_none_are_refused(tests: object, message: str) -> None:
-    with pytest.raises(InfluxError, match=message):
-        Weat(tests)  # type: ignore[arg-type]
+def test_word_lists_that_cannot_be_used_are_refused(tests: dict, said: str) -> None:
+    with pytest.raises(InfluxError, match=said):
+        Weat(tests)
 
 
-def test_ddof_is_0_or_1() -> None:
-    with pytest.raises(InfluxError, match=r"measurement\.ddof=2 is not possible"):
-        Weat({"t": LISTS}, ddof=2)
+def test_too_few_words_left_are_refused_with_what_is_missing() -> None:
+    with pytest.raises(InfluxError, match=r"WEAT one: list Y has 1 word\(s\) .* left, and needs 2 \(missing: attic, cellar\)"):
+        posed({"one": {**LISTS, "Y": ["home", "attic", "cellar"]}})
+
+
+def test_an_objective_without_words_is_refused() -> None:
+    with pytest.raises(InfluxError, match=r"measurement=weat compares word vectors, and this objective trains none"):
+        Weat({"one": LISTS}).pose(data("softmax"))

@@ -11,6 +11,7 @@ from torch.testing import assert_close
 
 from influx import word_products
 from influx.curvature import Curvature
+from influx.errors import InfluxError
 from influx.estimators.grad_dot import GradDot
 from influx.estimators.inverse_curvature import InverseCurvature
 from influx.measurements.weat import Weat
@@ -77,9 +78,7 @@ def dense_curvature(problem: Problem, kind: str) -> torch.Tensor:
 def test_along_is_the_product_of_gradients_with_vectors(params: str) -> None:
     problem = fitted().select(params)
     vectors = torch.randn(problem.n_params, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
-    made = problem.theta.new_full((DOCUMENTS, 3), torch.nan)
-    for rows, part in problem.along(vectors):
-        made[rows] = part
+    made = problem.along(vectors)
     assert_close(made, dense_gradients(problem) @ vectors, rtol=1e-11, atol=1e-13)  # sums in another order
     assert made[2].tolist() == [0, 0, 0]  # the empty document
 
@@ -96,13 +95,22 @@ def test_curvature_is_that_of_dense_derivatives(kind: str, params: str) -> None:
     assert_close(Curvature(problem, kind, 0.0).matmat(vectors, batch), some, rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.parametrize("kind", ["hessian", "ggn"])
+def test_the_ways_for_any_module_give_the_same(kind: str) -> None:
+    problem, other = fitted(), fitted()
+    other.__dict__["words"] = None  # as of a module that is not known by hand
+    vectors = torch.randn(problem.n_params, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
+    assert_close(problem.along(vectors), other.along(vectors), rtol=1e-11, atol=1e-13)
+    assert_close(Curvature(problem, kind, 0.0).matmat(vectors), Curvature(other, kind, 0.0).matmat(vectors), rtol=1e-10, atol=1e-12)
+
+
 def test_blocks_of_documents_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     problem = fitted()
     vectors = torch.ones(problem.n_params, 1, dtype=torch.float64)
-    whole = Curvature(problem, "hessian", 0.0).matmat(vectors), torch.cat([part for _, part in problem.along(vectors)])
+    whole = Curvature(problem, "hessian", 0.0).matmat(vectors), problem.along(vectors)
     monkeypatch.setattr(word_products, "BLOCK_BYTES", 1)
     assert_close(Curvature(problem, "hessian", 0.0).matmat(vectors), whole[0], rtol=1e-12, atol=1e-14)
-    assert_close(torch.cat([part for _, part in problem.along(vectors)]), whole[1], rtol=1e-12, atol=1e-14)
+    assert_close(problem.along(vectors), whole[1], rtol=1e-12, atol=1e-14)
 
 
 def test_float32_agrees_to_its_rounding() -> None:
@@ -110,7 +118,7 @@ def test_float32_agrees_to_its_rounding() -> None:
     vectors = torch.ones(problem.n_params, 1)
     for made, wanted in (
         (Curvature(problem, "ggn", 0.0).matmat(vectors), Curvature(exact, "ggn", 0.0).matmat(vectors.double())),
-        (torch.cat([part for _, part in problem.along(vectors)]), torch.cat([part for _, part in exact.along(vectors.double())])),
+        (problem.along(vectors), exact.along(vectors.double())),
     ):
         assert made.dtype == torch.float32
         assert_close(made.double(), wanted, rtol=1e-4, atol=1e-5)  # sums of some hundred terms
@@ -175,3 +183,8 @@ def test_cg_has_directions_left_with_a_million_parameters_in_float32() -> None:
     assert basis.shape == vectors.shape
     gram = basis.T.double() @ basis.double()  # in float32 the sum of a million squares alone is off by 4e-4
     assert_close(gram, torch.eye(2, dtype=torch.float64), rtol=0, atol=1e-4)
+
+
+def test_ddof_is_0_or_1() -> None:
+    with pytest.raises(InfluxError, match=r"measurement\.ddof=2 is not possible"):
+        Weat(TESTS, ddof=2)

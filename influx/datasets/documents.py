@@ -1,4 +1,4 @@
-"""Texts of the user's own."""
+"""A user's own texts: a file with one document a line, or a folder with one document a file."""
 
 from __future__ import annotations
 
@@ -13,44 +13,27 @@ from influx.errors import InfluxError
 
 @dataclass(frozen=True, kw_only=True)
 class Documents(Dataset):
-    """A text file with one document a line, or a folder with one document a file, for objectives that read texts (objective=skip_gram).
+    """Texts without labels, for objectives that read text (objective=skip_gram); they have no classes.
 
-    path: the file, whose lines positions count from 0, empty ones included; or the folder, whose `.txt` files positions count in the order
-        of their names. UTF-8.
+    path: a text file in UTF-8 with one document a line, in the file's order; or a folder with one document in each .txt file, in the order
+        of their names, folders inside it included. Empty lines and files keep their position and train nothing.
 
-    Documents have no label: the target is 0 for all of them. Source and licence: the user's.
-
-    Raises `InfluxError` when there are no documents at `path`, or they are not text.
+    Raises `InfluxError` when the path does not exist, or holds fewer than two documents.
     """
 
     path: str
     standardize: bool = False
 
     def read(self) -> Source:
-        path = Path(self.path).expanduser()
-        if path.is_dir():
-            files = sorted(path.glob("*.txt"))
-            if not files:
-                raise InfluxError(f"dataset.path={path} is a folder without .txt files: give a folder of texts, or a file with one a line.")
-            texts = tuple(_text(file) for file in files)
-        elif path.is_file():
-            texts = tuple(_text(path).split("\n"))
-            texts = texts[:-1] if texts[-1] == "" else texts  # behind the last line's end
-        else:
-            raise InfluxError(f"dataset.path={path} is no file or folder (looked for {path.absolute()}): give the path of your texts.")
-        if not any(text.strip() for text in texts):
-            raise InfluxError(f"{path} has no words in it: write one document a line, or give a folder of .txt files.")
-        return unlabelled(texts)
+        texts = _read(Path(self.path))
+        if len([text for text in texts if text.strip()]) < 2:
+            raise InfluxError(f"dataset.path={self.path} has fewer than two documents that are not empty: one a line, or one a .txt file.")
+        return Source(np.zeros((len(texts), 1)), np.zeros(len(texts)), "regression", texts=texts)
 
 
-def unlabelled(texts: tuple[str, ...]) -> Source:
-    """Texts alone, with 0 for inputs and targets."""
-    return Source(np.zeros((len(texts), 1)), np.zeros(len(texts)), "regression", texts=texts)
-
-
-def _text(file: Path) -> str:
-    try:
-        return file.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = " ".join(str(error).split())
-        raise InfluxError(f"{file} cannot be read as UTF-8 text ({reason}): save it as UTF-8, or leave it out.") from error
+def _read(path: Path) -> tuple[str, ...]:
+    if path.is_dir():
+        return tuple(file.read_text(encoding="utf-8", errors="replace") for file in sorted(path.rglob("*.txt")))
+    if not path.is_file():
+        raise InfluxError(f"dataset.path={path} does not exist: name a text file with one document a line, or a folder of .txt files.")
+    return tuple(path.read_text(encoding="utf-8", errors="replace").splitlines())

@@ -71,8 +71,7 @@ class InverseCurvature(Estimator):
         for columns in problem.columns(self.solver.copies):
             solution = self.solver.solve(curvature, problem.test_gradients(columns).T, seed)
             solves += account(solution)
-            for rows, products in problem.along(solution.x):
-                influence[rows, columns] = products
+            influence[:, columns] = problem.along(solution.x)
         return Estimate(influence / problem.n_train, solves)
 
 

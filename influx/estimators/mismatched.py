@@ -86,8 +86,7 @@ class Mismatched(Estimator):
         for columns in curved.columns(self.solver.copies):
             solution = self.solver.solve(curvature, problem.select(self.params).test_gradients(columns).T, seed)
             solves += account(solution)
-            for rows, gradients in trained.train_gradients():
-                influence[rows, columns] = gradients @ solution.x
+            influence[:, columns] = trained.along(solution.x)
         return Estimate(influence / problem.n_train, solves)
 
     def _seen(self, problem: Problem, of: str) -> Problem:

@@ -30,8 +30,7 @@ def products(
     """
     for part in columns:
         if problem.words is not None and not cosine:
-            for rows, made in problem.along(problem.test_gradients(part).T):
-                yield rows, part, made
+            yield slice(0, problem.n_train), part, problem.along(problem.test_gradients(part).T)
             continue
         test = problem.test_rows(part)
         if cosine:

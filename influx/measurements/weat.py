@@ -84,7 +84,8 @@ class Weat(Measurement, Posing):
                 if len(lists[key]) < FEWEST:
                     raise InfluxError(
                         f"WEAT {name}: list {key} has {len(lists[key])} word(s) of the vocabulary left, and needs {FEWEST} (missing: "
-                        f"{', '.join(missing)}): give it other words, lower objective.min_count, or train on more text."
+                        f"{', '.join(missing)}): give it other words, lower objective.min_count, or leave the test out ("
+                        f"~measurement.tests.{name})."
                     )
                 gone += [f"{name} {key}: {', '.join(missing)} ({len(lists[key])} left)"] if missing else []
         if gone:
@@ -106,14 +107,6 @@ def associations(outputs: Float[Tensor, " *k n out"], codes: Int[Tensor, "n w"])
     unit = vectors / (vectors.square().sum(-1) + nowhere).sqrt().unsqueeze(-1)
     a, b = ((unit * part.unsqueeze(-1)).sum(-2) / part.sum(-1, keepdim=True) for part in inside[2:])
     return (unit * (a - b).unsqueeze(-2)).sum(-1), inside
-
-
-def words_of(lists: Mapping[str, Sequence[str]], words: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The words of a test that have a vector, and those that have none, by list."""
-    known = {word: number for number, word in enumerate(words)}
-    used = [f"{key}: {', '.join(_known(lists[key], known))}" for key in LISTS]
-    gone = {key: [word for word in lists[key] if word.lower() not in known] for key in LISTS}
-    return used, [f"{key}: {', '.join(missing)}" for key, missing in gone.items() if missing]
 
 
 def permutation_p(x: Float[np.ndarray, " x"], y: Float[np.ndarray, " y"], seed: int = 0) -> tuple[float, int, bool]:
@@ -145,8 +138,9 @@ def _check_lists(name: str, lists: Any) -> None:
         words = lists.get(key)
         if isinstance(words, str) or not isinstance(words, Sequence) or not all(isinstance(word, str) and word for word in words):
             raise InfluxError(f"{about}.{key} must be a list of words, such as [career, salary].")
-        if len({word.lower() for word in words}) < FEWEST:
-            raise InfluxError(f"{about}.{key} has {len(words)} different word(s): a list needs {FEWEST} or more.")
+        different = len({word.lower() for word in words})
+        if different < FEWEST:
+            raise InfluxError(f"{about}.{key} has {len(words)} words, {different} of them different: a list needs {FEWEST} or more.")
     for first, second in (("X", "Y"), ("A", "B")):
         both = {word.lower() for word in lists[first]} & {word.lower() for word in lists[second]}
         if both:

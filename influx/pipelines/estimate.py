@@ -18,13 +18,14 @@ from influx.errors import InfluxError, NumericalError
 from influx.estimators import Estimate, Estimator
 from influx.experiment import Experiment, Trained
 from influx.instantiate import build
-from influx.pipelines import test_points, word_tests
+from influx.pipelines import test_points
 from influx.pipelines.class_influence import MOST_CLASSES, class_table
 from influx.pipelines.cluster_explanations import clusters, explain, with_clusters
 from influx.pipelines.cost import forecast, said
 from influx.pipelines.exhibits import SHOWN_IMAGES, SHOWN_ROWS, gallery, top_table
 from influx.pipelines.session import Session
 from influx.pipelines.train import train
+from influx.pipelines.word_tests import write_word_tests
 from influx.problem import Problem
 from influx.report.gallery import save_gallery
 from influx.report.heat_map import save_class_influence
@@ -77,6 +78,7 @@ def estimate(session: Session, estimator: Estimator, tested: Experiment | None =
     noted: dict[str, float] = {}
     if tested.gives_classes:
         noted["test_accuracy"] = test_points.accuracy(tested, trained, session.seed)
+    write_word_tests(session, trained)
     session = test_points.focused(session, trained)
     folder, experiment = session.folder, session.experiment
     problem = experiment.problem(trained, session.seed, session.memory)
@@ -88,7 +90,7 @@ def estimate(session: Session, estimator: Estimator, tested: Experiment | None =
     with folder.stage("estimate"):
         made = scored(session, estimator, trained)
     folder.record["cost"] = {"forecast_seconds": ahead, **asdict(cost), "peak_bytes": peak.nbytes()}
-    facts = noted | word_tests.write(session, problem) | made.facts
+    facts = noted | made.facts
     if facts:
         folder.record["facts"] = facts
     influence = made.influence.cpu().numpy()
