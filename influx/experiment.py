@@ -42,7 +42,7 @@ from influx.trajectory import Snapshot, Step, Trajectory
 ENGINE = (  # what turns a key into numbers, beside the objects that the key describes
     "aims.py", "curvature.py", "estimators/adjoint.py", "estimators/recursion.py", "experiment.py", "frozen.py", "gradients.py",
     "kronecker.py", "layered.py", "masking.py", "masks.py", "measurements", "models", "objectives", "problem.py", "quasi_newton.py",
-    "responses", "seeding.py", "shards.py", "solvers", "stacking.py", "trained.py", "training", "trajectory.py",
+    "responses", "seeding.py", "shards.py", "solvers", "stacking.py", "trained.py", "training", "trajectory.py", "word_products.py",
 )  # fmt: skip
 
 RANDOM = (nn.modules.dropout._DropoutNd, nn.RReLU)  # layers that draw while training
