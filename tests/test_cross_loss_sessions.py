@@ -14,6 +14,7 @@ from influx.measurements.weat import Weat
 from influx.solvers.lissa import Lissa
 
 WORDS = ("dataset=documents", "dataset.path=texts.txt", "objective=skip_gram", "objective.min_count=1")
+LISTS = "{X:[a,b],Y:[c,d],A:[e,f],B:[g,h]}"
 TINY = ("dataset=iris", "dataset.train_size=20", "dataset.test_size=6", "training=adam", "training.epochs=1", "store.dir=null")
 
 
@@ -26,7 +27,7 @@ TINY = ("dataset=iris", "dataset.train_size=20", "dataset.test_size=6", "trainin
         ),
         ((*WORDS, "model=mlp"), "Mlp reads quantities, and this objective gives it numbers of words: use model=skip_gram"),
         (
-            (*WORDS, "model=skip_gram", "measurement=weat", "method=mismatched", "~measurement.tests", "+measurement.tests.t={X:[a,b],Y:[c,d],A:[e,f],B:[g,h]}"),
+            (*WORDS, "model=skip_gram", "measurement=weat", "method=mismatched", "~measurement.tests", f"+measurement.tests.t={LISTS}"),
             "method=mismatched needs a measurement that training examples have as well",
         ),
     ],

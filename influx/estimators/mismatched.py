@@ -77,7 +77,8 @@ class Mismatched(Estimator):
             )
         if problem.judged is None:
             raise InfluxError(
-                "method=mismatched needs a measurement that training examples have as well, and this one asks questions of its own: use method=cg."
+                "method=mismatched needs a measurement that training examples have as well, and this one asks questions of its own: use "
+                "method=cg."
             )
         return inverse_cost(InverseCurvature(self.solver, self.curvature, self.damping), self._seen(problem, self.curvature_of))
 
