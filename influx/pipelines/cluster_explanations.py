@@ -1,7 +1,7 @@
 """For models that cluster: where they put each example, and which training examples move it.
 
-What helpful and harmful mean is the measurement's: `cluster_loss` is about the cluster matched with an example's label, which the example
-need not be in.
+What helpful and harmful mean is the measurement's: `own_cluster_loss` is about the cluster that an example is in (where training starts),
+`cluster_loss` about the one matched with its label, which it need not be in.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from influx.data import Data
 from influx.experiment import Trained
 from influx.measurements import Measurement
 from influx.measurements.cluster_loss import ClusterLoss, scores_of
+from influx.measurements.own_cluster_loss import OwnClusterLoss
 from influx.objectives.base import Clustering, Unlabelled
 from influx.pipelines.exhibits import exhibit, label, ranked
 from influx.pipelines.session import Session
@@ -76,6 +77,8 @@ def meaning(measurement: Measurement) -> str:
     """What it means to be helpful (blue) or harmful (red), by the sign that all influences have."""
     if isinstance(measurement, ClusterLoss):
         said = "blue: they draw it to the cluster matched with its label, red: they push it away from there"
+    elif isinstance(measurement, OwnClusterLoss):
+        said = "blue: they keep it in the cluster that it began in, red: they push it out of there"
     else:
         said = "blue: without them what is measured would be higher, red: lower"
     return f"{said} (influence in {measurement.unit})"
