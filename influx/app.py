@@ -260,6 +260,8 @@ def _explain_key(key: str, text: str, command: str, arguments: list[str]) -> str
         return f"'{key}' is chosen inside another group: write {placed[1]}=..."
     if "already at" in text:
         return f"'{key}' exists already: leave out the +."
+    if key == "measurement.tests":
+        return "word tests have names of their own: add one with '+measurement.tests.<name>={X:[...],Y:[...],A:[...],B:[...]}'."
     group = key.partition(".")[0]
     if (conf_dir() / group).is_dir() and ("." not in key or not any(word.startswith(f"{group}=") for word in arguments)):
         elsewhere = _of_a_group_left_out(command, key, group)

@@ -110,6 +110,9 @@ class Curvature:
         """Blocks of rows, each with its size and V ↦ (Σ_rows C_i) V."""
         if self.kind == "fisher":
             return self._gradients(examples)
+        if self.problem.words is not None:
+            words, hessian = self.problem.words, self.kind == "hessian"
+            return [(0, lambda vectors: words.curvature(examples.inputs, examples.targets, vectors, hessian))]  # it cuts rows itself
         each = 12 * self.problem.bytes_per_row
         wide = FEW_ROWS * each > PRODUCT_BYTES
         cut = blocks(len(examples), each, WIDE_BYTES if wide else PRODUCT_BYTES)

@@ -42,7 +42,7 @@ from influx.trajectory import Snapshot, Step, Trajectory
 ENGINE = (  # what turns a key into numbers, beside the objects that the key describes
     "aims.py", "curvature.py", "estimators/adjoint.py", "estimators/recursion.py", "experiment.py", "frozen.py", "gradients.py",
     "kronecker.py", "layered.py", "masking.py", "masks.py", "measurements", "models", "objectives", "problem.py", "quasi_newton.py",
-    "responses", "seeding.py", "shards.py", "solvers", "stacking.py", "trained.py", "training", "trajectory.py",
+    "responses", "seeding.py", "shards.py", "solvers", "stacking.py", "trained.py", "training", "trajectory.py", "word_products.py",
 )  # fmt: skip
 
 RANDOM = (nn.modules.dropout._DropoutNd, nn.RReLU)  # layers that draw while training
@@ -103,7 +103,8 @@ class Experiment:
     @property
     def gives_classes(self) -> bool:
         """Whether outputs are scores of the classes (or clusters) that the test examples' labels name."""
-        unnamed = isinstance(self.objective, Unlabelled) and not isinstance(self.objective, Clustering)
+        clusters = isinstance(self.objective, Clustering) and isinstance(self.model, Placed)  # others' clusters have no names
+        unnamed = isinstance(self.objective, Unlabelled) and not clusters
         return self.data.task == "classification" and not self.data.test_names and not unnamed
 
     @property

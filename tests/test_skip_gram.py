@@ -228,7 +228,8 @@ def test_a_run_writes_effect_sizes_with_their_p_values(path: str, tmp_path: Path
     lists = ",".join(f"{key}:[{','.join(words)}]" for key, words in LISTS.items())
     command = (
         "estimate", "dataset=documents", f"dataset.path={path}", "dataset.train_size=4", "objective=skip_gram", "objective.min_count=2",
-        "objective.window=2", "model=skip_gram", "model.width=3", "measurement=weat", f"measurement.tests={{animals:{{{lists}}}}}",
+        "objective.window=2", "model=skip_gram", "model.width=3", "measurement=weat", f"+measurement.tests.animals={{{lists}}}",
+        *(f"~measurement.tests.{name}" for name in ("career", "numbers_arts", "science_arts", "career_held_out")),
         "training=adam", "training.epochs=2", "method=grad_dot",
     )  # fmt: skip
     done = call(*command, cwd=tmp_path)
@@ -237,4 +238,7 @@ def test_a_run_writes_effect_sizes_with_their_p_values(path: str, tmp_path: Path
     table = pd.read_csv(folder / "weat.csv")
     assert list(table["test"]) == ["animals"]
     assert table["p_value"][0] * 6 == pytest.approx(round(table["p_value"][0] * 6))  # of C(4, 2) partitions
+    refused = call(*command, "measurement.tests={other:{X:[cat,dog]}}", cwd=tmp_path)
+    assert refused.status == 2
+    assert "word tests have names of their own: add one with '+measurement.tests.<name>=" in refused.err
     assert set(table["words"][0].split()) == {word for words in LISTS.values() for word in words}

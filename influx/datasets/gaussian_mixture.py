@@ -18,7 +18,7 @@ class GaussianMixture(Dataset):
     coordinates; the label is the distribution. The test part is the same points again (`held_out` false), so that the influence of every
     point on every point can be asked for, or as many other ones. Drawn by `points_seed`; not standardised.
 
-    Source: the made-up data of Silva et al. (2022), section 4, with the released code's means, spread (1.25) and 50 points each.
+    Source: the made-up data of Silva et al. (2022), with the released code's means, spread (1.25) and 50 points each.
     """
 
     points: int = 50

@@ -1,6 +1,6 @@
 """What it costs to mistake the measurement for the training objective: influence with curvature or training gradients of the wrong loss.
 
-A model trained on ℓ and judged by m has, to first order in removing i (Silva et al. 2022, section 3; the chain rule for any m),
+A model trained on ℓ and judged by m has, to first order in removing i (Silva et al. 2022; the chain rule for any m),
 
     influence[i, t] = (1/n) ∇m_tᵀ (H_ℓ + (λ + δ) I)⁻¹ ∇ℓ_i.
 
@@ -76,7 +76,10 @@ class Mismatched(Estimator):
                 "solver@method.solver=exact, cg, lissa, arnoldi or nystrom."
             )
         if problem.judged is None:
-            raise InfluxError("this measurement asks questions of its own, which training examples cannot answer: use method=cg.")
+            raise InfluxError(
+                "method=mismatched needs a measurement that training examples have as well, and this one asks questions of its own: use "
+                "method=cg."
+            )
         return inverse_cost(InverseCurvature(self.solver, self.curvature, self.damping), self._seen(problem, self.curvature_of))
 
     def estimate(self, problem: Problem, record: Record, seed: int) -> Estimate:

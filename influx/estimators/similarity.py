@@ -29,6 +29,9 @@ def products(
     Cost: a gradient an example (the training ones again for each of `columns`), and the products.
     """
     for part in columns:
+        if problem.words is not None and not cosine:
+            yield slice(0, problem.n_train), part, problem.along(problem.test_gradients(part).T)
+            continue
         test = problem.test_rows(part)
         if cosine:
             test = _unit(test)

@@ -20,7 +20,7 @@ class ClusterLoss(Measurement):
 
     Of a clustering, q is the assignment and cluster y is the one that was matched with class y before training (`influx.models.base`);
     of a classifier, it is the cross-entropy. The labels have no part in training a clustering: this is the measurement of Silva et al.
-    (2022, section 4) for deep embedded clustering.
+    (2022) for deep embedded clustering.
     """
 
     unit: ClassVar[str] = "nats"

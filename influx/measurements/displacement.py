@@ -16,7 +16,7 @@ from influx.objectives.base import Objective
 class Displacement(Measurement):
     """Mean squared difference `(1/out) Σ_j (f_j(x_t; θ) − f_j(x_t; θ₀))²` between the outputs and those that training started from.
 
-    For embeddings it is the question of Silva et al. (2022, section 5), why an embedding moved where it is; θ₀ is the seed's own start.
+    For embeddings it is the question of Silva et al. (2022), why an embedding moved where it is; θ₀ is the seed's own start.
     """
 
     unit: ClassVar[str] = "mean squared displacement"

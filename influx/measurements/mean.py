@@ -8,7 +8,8 @@ from typing import ClassVar
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
-from influx.measurements.base import Measurement
+from influx.errors import InfluxError
+from influx.measurements.base import Measurement, Posing
 from influx.objectives.base import Objective
 
 
@@ -19,6 +20,12 @@ class Mean(Measurement):
     of: Measurement
 
     whole_set: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if self.of.whole_set or isinstance(self.of, Posing):
+            raise InfluxError(
+                f"measurement.of={type(self.of).__name__} is of a whole set already, or asks questions of its own: use it without mean."
+            )
 
     @property
     def unit(self) -> str:  # type: ignore[override]  # of the measurement that it is the mean of, elsewhere of the class

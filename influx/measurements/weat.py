@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from influx import rules
 from influx.data import Data
 from influx.errors import InfluxError, nearest, warn_accuracy
 from influx.measurements.base import Measurement, Posing
@@ -48,6 +49,7 @@ class Weat(Measurement, Posing):
     reads: ClassVar[str] = "labels"
 
     def __post_init__(self) -> None:
+        rules.check_value("measurement.ddof", self.ddof)
         if not isinstance(self.tests, Mapping) or not self.tests:
             raise InfluxError("measurement.tests must be one or more tests, each with the word lists X, Y, A and B.")
         for name, lists in self.tests.items():
@@ -82,7 +84,8 @@ class Weat(Measurement, Posing):
                 if len(lists[key]) < FEWEST:
                     raise InfluxError(
                         f"WEAT {name}: list {key} has {len(lists[key])} word(s) of the vocabulary left, and needs {FEWEST} (missing: "
-                        f"{', '.join(missing)}): give it other words, lower objective.min_count, or train on more text."
+                        f"{', '.join(missing)}): give it other words, lower objective.min_count, or leave the test out ("
+                        f"~measurement.tests.{name})."
                     )
                 gone += [f"{name} {key}: {', '.join(missing)} ({len(lists[key])} left)"] if missing else []
         if gone:

@@ -88,7 +88,7 @@ class SkipGram(SelfTargeted):
         return data.train_inputs.shape[1] * (1 + self.negatives)
 
     def targets(self, inputs: Int[Tensor, "batch pairs words"]) -> Float[Tensor, "batch pairs"]:
-        """1 / (mean number of pairs a document) for each pair, 0 where there is none."""
+        """1 / (mean number of pairs a document of this part, training or test) for each pair, 0 where there is none."""
         there = (inputs[..., 0] != NOTHING).double()
         return there / there.sum(1).mean().clamp_min(1.0)
 

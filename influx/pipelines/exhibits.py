@@ -65,7 +65,8 @@ def top_table(data: Data, influence: Float[np.ndarray, "n_train n_test"], k: int
         test = {"test_index": -1, "test_label": "whole test set"} if whole_set else {
             "test_index": data.test_index[t], "test_label": _test_label(data, t)
         }  # fmt: skip
-        for kind, chosen in (("helpful", helpful), ("harmful", harmful)):
+        kinds = ("lowering", "raising") if data.test_names and not whole_set else ("helpful", "harmful")  # of a measurement's own questions
+        for kind, chosen in zip(kinds, (helpful, harmful), strict=True):
             rows += [
                 {
                     **test, "kind": kind, "rank": rank, "train_index": data.train_index[i],

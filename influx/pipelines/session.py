@@ -19,9 +19,9 @@ from influx.laboratory import Laboratory
 from influx.measurements import Measurement
 from influx.measurements.base import Posing
 from influx.models import Model
-from influx.models.base import Encoding
+from influx.models.base import Encoding, Placed
 from influx.objectives import CrossEntropy, Objective, SquaredError
-from influx.objectives.base import Coupled, Unlabelled
+from influx.objectives.base import Clustering, Coupled, Unlabelled
 from influx.objectives.contrastive import check_views
 from influx.runfolder import RunFolder
 from influx.stacking import is_layered, mixes_rows
@@ -83,6 +83,7 @@ def open_session(config: Mapping[str, Any], choices: Mapping[str, str], folder: 
     folder.record |= {"device": str(device), "threads": threads, "n_parameters": size}
     if len(data.flipped):
         folder.record["flipped_labels"] = data.flipped.tolist()
+    _say_of_tests(experiment, folder)
     log.info(
         "%s: %d training and %d test examples; %s with %s parameters; %s, %s, seed %d",
         data.name, data.n_train, data.n_test, type(model).__name__, f"{size:,}", config["dtype"], device, config["seed"],
@@ -123,6 +124,12 @@ def check_targets(experiment: Experiment, chosen: str) -> None:
             "objective.recompute=true moves the objective while it is optimised, and training=newton and lbfgs look for its minimum: "
             "use training=sgd, adam or adamw, or objective.recompute=false."
         )
+    if data.words:
+        try:
+            module(data.train_inputs[:1])
+        except (RuntimeError, ValueError) as error:
+            name = type(experiment.model).__name__
+            raise InfluxError(f"{name} reads quantities, and this objective gives it numbers of words: use model=skip_gram.") from error
     state = {name: value.detach() for name, value in module.named_parameters()}, dict(module.named_buffers())
     if data.views:
         check_views(module, data.train_inputs[:2])
@@ -141,6 +148,18 @@ def check_batches(experiment: Experiment, module: torch.nn.Module) -> None:
         raise InfluxError(
             f"the last batch of {rows} examples in batches of {size} has one row, which batch normalisation cannot take: "
             "choose another training.batch_size."
+        )
+
+
+def _say_of_tests(experiment: Experiment, folder: RunFolder) -> None:
+    """What test examples or clusters are not, where one would take them for it."""
+    data, objective = experiment.data, experiment.objective
+    if not data.test_names and torch.equal(data.train_inputs, data.test_inputs):
+        log.info("the test examples are the training examples: nothing is held out.")
+    if isinstance(objective, Clustering) and not isinstance(experiment.model, Placed) and experiment.measurement.reads == "labels":
+        folder.warn(
+            f"the clusters of {type(experiment.model).__name__} are matched with no classes, so that a measurement by labels is about an "
+            "arbitrary numbering: use model=dec or vade."
         )
 
 

@@ -18,6 +18,7 @@ from influx.errors import InfluxError
 from influx.experiment import Experiment, Trained
 from influx.measurements.base import Posing
 from influx.measurements.cluster_loss import scores_of
+from influx.objectives.base import Coupled
 from influx.pipelines.session import Session
 from influx.problem import Examples, Problem
 
@@ -43,7 +44,18 @@ def check(session: Session) -> Experiment:
             f"test_points={which} looks for a test example by its loss, and measurement={session.choices['measurement']} asks questions of "
             "its own: use test_points=all."
         )
+    if reads_the_batch(experiment):
+        raise InfluxError(
+            f"test_points={which} keeps one test example, and objective.recompute=true makes its targets of all of them together: use "
+            "test_points=all, objective.recompute=false, or a measurement that does not read targets."
+        )
     return experiment.on_tests(np.array([0]))
+
+
+def reads_the_batch(experiment: Experiment) -> bool:
+    """Whether test examples are measured against targets that they make together."""
+    objective = experiment.objective
+    return experiment.measurement.reads == "targets" and isinstance(objective, Coupled) and objective.recompute
 
 
 def focused(session: Session, trained: Trained) -> Session:

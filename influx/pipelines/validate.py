@@ -23,6 +23,7 @@ from influx.responses.bregman import Bregman
 from influx.responses.choice import RETRAIN
 from influx.retraining import Retraining
 from influx.statistics import compare, per_test
+from influx.training.adam_shared import AdamShared
 from influx.truth import Truth
 
 log = logging.getLogger("influx")
@@ -46,6 +47,11 @@ def prepare(session: Session, estimator: Estimator) -> Retraining:
         node = {**node, "response": PBRF}
     retraining = build(node, Retraining, "retraining")
     retraining = retraining.after(session.choices["method"], vars(estimator).get("damping"))
+    if isinstance(session.experiment.training, AdamShared) and retraining.models_at_once is None:
+        session.folder.warn(
+            "training=adam_shared has one memory a stack of models, and how many share one depends on the model's size: set "
+            "retraining.models_at_once to at least the number of removals."
+        )
     retraining.check(_kind(session), session.experiment, session.memory)
     params = estimator.params
     if params != retraining.trainable:

@@ -20,6 +20,7 @@ from influx.problem import Problem
 from influx.solvers.base import Solution, Solver, products
 
 TYPICAL = 8  # block steps, for the forecast alone
+MOST_ROUNDING = 1e-3  # of a direction's size: sums of P terms round far better than their bound
 BROKEN = 1e2  # a relative residual from which the answer is worse than none
 
 
@@ -104,5 +105,6 @@ def _search(curvature: Curvature, residual: Float[Tensor, "p m"], tolerance: flo
 def _orthonormal(vectors: Float[Tensor, "p m"]) -> Float[Tensor, "p q"]:
     """An orthonormal basis of the columns' span, q ≤ min(p, m): directions below rounding error are dropped."""
     left, singular, _ = torch.linalg.svd(vectors, full_matrices=False)
-    keep = singular > singular[0] * 10 * max(vectors.shape) * torch.finfo(vectors.dtype).eps
+    rounding = 10 * max(vectors.shape) * torch.finfo(vectors.dtype).eps  # its bound: with a million parameters in float32 it is above 1
+    keep = singular > singular[0] * min(rounding, MOST_ROUNDING)
     return left[:, keep]

@@ -12,7 +12,7 @@ from torch import Tensor
 from influx import rules
 from influx.cost import Cost
 from influx.curvature import Curvature
-from influx.errors import NumericalError, warn_accuracy
+from influx.errors import InfluxError, NumericalError, warn_accuracy
 from influx.problem import Problem
 from influx.progress import progress
 from influx.seeding import torch_generator
@@ -58,6 +58,8 @@ class Lissa(Solver):
 
     def __post_init__(self) -> None:
         rules.check_fields("method.solver", self)
+        if self.order == "sequential" and self.repeats > 1:
+            raise InfluxError("method.solver.order=sequential draws nothing, so every repeat is the same: set method.solver.repeats=1.")
 
     def work(self, problem: Problem, m: int) -> Cost:
         return Cost(flops=products(problem, m * self.depth * self.repeats, self._rows(problem)))

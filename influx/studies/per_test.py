@@ -21,7 +21,7 @@ class PerTestAgreement(Comparison):
     """Each test example's correlation over removals, of one arm's estimate with another arm's truth (or its own), in a few numbers:
 
     - `mean`, `spread`: over test examples, the spread their standard deviation (divisor n);
-    - `mean: <class>`, `spread: <class>`: over the test examples of a class, as Silva et al. (2022, section 4) report clusters;
+    - `mean: <class>`, `spread: <class>`: over the test examples of a class, as Silva et al. (2022) report clusters;
     - `at least <x>`: share of test examples whose correlation reaches x; one without a correlation does not.
 
     Args:

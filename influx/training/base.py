@@ -15,12 +15,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from influx import stacking
+from influx import stacking, word_products
 from influx.objectives import Objective
-from influx.objectives.base import standing
+from influx.objectives.base import Coupled, standing
 from influx.problem import Examples
 from influx.stacking import Stack
 from influx.training.backprop import Backprop, backprop
+from influx.training.by_word import ByWord
 from influx.trajectory import Snapshot
 
 IN_CACHE = 8  # times smaller blocks than memory would allow stay in a core's cache, and take half the time
@@ -50,7 +51,14 @@ class Task:
 
     def backprop(self, module: nn.Module) -> Backprop:
         """How to get the K gradients; `module` is the task's own, in training or in evaluation mode."""
+        if self.by_word:
+            return ByWord(module, self.objective, self.trainable)
         return backprop(module, self.objective, self.trainable, self.side_by_side)
+
+    @property
+    def by_word(self) -> bool:
+        """Whether the models are word vectors whose documents have losses of their own."""
+        return word_products.fits(self.module) and not isinstance(self.objective, Coupled)
 
     @property
     def all_trainable(self) -> bool:
@@ -68,6 +76,8 @@ class Task:
     def blocks(self) -> list[slice]:
         """Rows in blocks that all K models pass at once, small enough for a core's cache."""
         first, buffers = stacking.unstack(self.params, 0), stacking.unstack(self.buffers, 0)
+        if self.by_word:  # which cuts rows itself, and adds a gradient as large as the vocabulary only once a block
+            return stacking.blocks(len(self.examples), 8 * self.models * self.examples.inputs[0].nbytes)
         each = stacking.bytes_per_row(self.module, first, buffers, self.examples.inputs)
         return stacking.blocks(len(self.examples), IN_CACHE * 4 * self.models * each)
 

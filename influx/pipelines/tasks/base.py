@@ -75,7 +75,8 @@ def replicas(session: Session, seeds: int) -> Iterator[Session]:
     dtype, device = experiment.dtype, experiment.data.train_inputs.device
     for more in range(1, seeds):
         own = {**node, "noise_seed": node.get("noise_seed", 0) + more}
-        data = load(own, experiment.model, experiment.objective, experiment.measurement, dtype, device)
+        with session.folder.stage("data"):
+            data = load(own, experiment.model, experiment.objective, experiment.measurement, dtype, device)
         config = {**session.config, "seed": session.seed + more, "dataset": own}
         yield replace(session, config=config, seed=session.seed + more, experiment=replace(experiment, data=data))
 
