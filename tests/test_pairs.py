@@ -34,6 +34,7 @@ FITS = {  # measurement: the objectives it can judge (all others: every one), an
         ("reconstruction", "vade", "vae"),
         r"measurement=reconstruction_error needs a model that gives its inputs back, .*",
     ),
+    "own_cluster_loss": (("dec", "vade"), r"measurement=own_cluster_loss needs a model that makes clusters, .*"),
     "weat": (("skip_gram",), r"measurement=weat compares word vectors, and this objective trains none: .*"),
 }
 PAIRS = [  # supervised has the same two losses

@@ -1,4 +1,8 @@
-"""Why is this example in this cluster? For models that cluster: where they put each example, and who helped to put it there."""
+"""For models that cluster: where they put each example, and which training examples move it.
+
+What helpful and harmful mean is the measurement's: `own_cluster_loss` is about the cluster that an example is in (where training starts),
+`cluster_loss` about the one matched with its label, which it need not be in.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +16,9 @@ from jaxtyping import Float, Int
 from influx import stacking
 from influx.data import Data
 from influx.experiment import Trained
-from influx.measurements.cluster_loss import scores_of
+from influx.measurements import Measurement
+from influx.measurements.cluster_loss import ClusterLoss, scores_of
+from influx.measurements.own_cluster_loss import OwnClusterLoss
 from influx.objectives.base import Clustering, Unlabelled
 from influx.pipelines.exhibits import exhibit, label, ranked
 from influx.pipelines.session import Session
@@ -67,17 +73,35 @@ def clusters(session: Session, trained: Trained) -> Clusters | None:
     return Clusters(train, test, train_sure, test_sure)
 
 
+def meaning(measurement: Measurement) -> str:
+    """What it means to be helpful (blue) or harmful (red), by the sign that all influences have."""
+    if isinstance(measurement, ClusterLoss):
+        said = "blue: they draw it to the cluster matched with its label, red: they push it away from there"
+    elif isinstance(measurement, OwnClusterLoss):
+        said = "blue: they keep it in the cluster that it began in, red: they push it out of there"
+    else:
+        said = "blue: without them what is measured would be higher, red: lower"
+    return f"{said} (influence in {measurement.unit})"
+
+
 def explain(
-    folder: RunFolder, data: Data, made: Clusters, influence: Float[np.ndarray, "n_train n_test"], *, unit: str, pictures: bool
+    folder: RunFolder,
+    data: Data,
+    made: Clusters,
+    influence: Float[np.ndarray, "n_train n_test"],
+    *,
+    measurement: Measurement,
+    pictures: bool,
 ) -> None:
     """`clusters.csv`, and for images and points in the plane `explanations.png`."""
+    says = meaning(measurement)
     folder.csv("clusters.csv", made.table(data))
     if not pictures:
         return
     if data.is_image:
-        save_grid(_grid(data, made, influence), folder.path / "explanations.png", unit=unit)
+        save_grid(_grid(data, made, influence), folder.path / "explanations.png", says=says)
     elif data.input_shape == (2,):
-        save_planes(_planes(data, made, influence), folder.path / "explanations.png", unit=unit, names=data.feature_names or ("x", "y"))
+        save_planes(_planes(data, made, influence), folder.path / "explanations.png", says=says, names=data.feature_names or ("x", "y"))
 
 
 def with_clusters(table: pd.DataFrame, data: Data, made: Clusters) -> pd.DataFrame:

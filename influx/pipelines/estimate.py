@@ -148,7 +148,7 @@ def _show(session: Session, trained: Trained, influence: Float[np.ndarray, "n_tr
     table, places = top_table(data, influence, k, whole_set), None if whole_set else clusters(session, trained)
     if places is not None:
         table = with_clusters(table, data, places)
-        explain(folder, data, places, influence, unit=unit, pictures=pictures)
+        explain(folder, data, places, influence, measurement=session.experiment.measurement, pictures=pictures)
     folder.csv("top_influences.csv", table)
     if pictures:
         count = SHOWN_IMAGES if data.is_image else SHOWN_ROWS

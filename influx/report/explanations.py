@@ -18,6 +18,8 @@ from influx.report.plots import BLUE, GREY, VERMILLION, new_figure, style
 
 ACROSS = 3  # test examples side by side
 LARGE, SMALL, PAD, TITLE, TOP = 0.62, 0.44, 0.05, 0.13, 0.5  # inches
+NARROWEST = 6.6  # inches that the heading takes
+CHARACTER, SHORT = 0.037, 12  # inches of a small title's character; characters that stand above a small image in one line
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*")
 
 
@@ -32,53 +34,77 @@ class PlanePanel:
     test: Float[np.ndarray, " 2"]
 
 
-def save_grid(rows: Sequence[GalleryRow], path: str | Path, *, unit: str) -> None:
+def save_grid(rows: Sequence[GalleryRow], path: str | Path, *, says: str) -> None:
     """Each test image (large), then its most helpful training images (blue frames) and its most harmful ones (red frames), titled "label in
-    cluster"; several to a line."""
-    each = max(len(row.helpful) + len(row.harmful) for row in rows)
-    wide = LARGE + each * (SMALL + PAD) + 5 * PAD
-    lines = math.ceil(len(rows) / ACROSS)
-    high = LARGE + TITLE + 2 * PAD
+    cluster"; several to a line. `says` is what blue and red mean."""
+    plan = _Plan.of(rows)
+    across = min(ACROSS, len(rows))
     with style():
-        figure = Figure(figsize=(min(ACROSS, len(rows)) * wide + 2 * PAD, TOP + lines * high))
+        figure = Figure(figsize=(max(NARROWEST, across * plan.wide + 2 * PAD), TOP + math.ceil(len(rows) / ACROSS) * plan.high))
         ax = figure.add_axes((0, 0, 1, 1))
         ax.set_axis_off()
         ax.set_xlim(0, figure.get_figwidth())
         ax.set_ylim(figure.get_figheight(), 0)
-        ax.text(2 * PAD, 0.17, "Why is this example in its cluster?  label in cluster", weight="bold", va="center")
-        ax.text(
-            2 * PAD, 0.36, f"blue: the most helpful training examples, red: the most harmful (influence: {unit})", fontsize=8, color=GREY
-        )
+        ax.text(2 * PAD, 0.17, "Test examples, label in cluster, and who moves them", weight="bold", va="center")
+        ax.text(2 * PAD, 0.36, says, fontsize=8, color=GREY, va="center")
         for number, row in enumerate(rows):
-            _draw_row(ax, row, 2 * PAD + (number % ACROSS) * wide, TOP + (number // ACROSS) * high)
+            _draw_row(ax, plan, row, 2 * PAD + (number % ACROSS) * plan.wide, TOP + (number // ACROSS) * plan.high)
         figure.savefig(path)
 
 
-def _draw_row(ax: Axes, row: GalleryRow, left: float, top: float) -> None:
-    _draw_image(ax, row.test, left, top + TITLE, LARGE, "black", 7.0)
-    left += LARGE + 2 * PAD
-    below = top + TITLE + LARGE - SMALL
+@dataclass(frozen=True)
+class _Plan:
+    """Sizes in inches: of a small image's cell, of the titles, of a test example with its training examples. Long titles take two lines."""
+
+    cell: float
+    title: float
+    wide: float
+    high: float
+    lines: int
+
+    @classmethod
+    def of(cls, rows: Sequence[GalleryRow]) -> _Plan:
+        titles = [shown.title for row in rows for shown in row.exhibits]
+        lines = 1 if max(map(len, titles)) <= SHORT else 2
+        longest = max(len(line) for title in titles for line in _broken(title, lines).split("\n"))
+        cell, title = max(SMALL, CHARACTER * longest), TITLE * lines
+        each = max(len(row.helpful) + len(row.harmful) for row in rows)
+        wide = max(LARGE, cell) + each * (cell + PAD) + 5 * PAD
+        return cls(cell, title, wide, LARGE + title + 2 * PAD, lines)
+
+
+def _broken(title: str, lines: int) -> str:
+    return title if lines == 1 else title.replace(" in ", "\nin ", 1)
+
+
+def _draw_row(ax: Axes, plan: _Plan, row: GalleryRow, left: float, top: float) -> None:
+    first = max(LARGE, plan.cell)
+    _draw_image(ax, plan, row.test, left + (first - LARGE) / 2, top + plan.title, LARGE, "black", 7.0 if plan.lines == 1 else 5.0)
+    left += first + 2 * PAD
+    below = top + plan.title + LARGE - SMALL
     for side, colour in ((row.helpful, BLUE), (row.harmful, VERMILLION)):
         for shown, _ in side:
-            _draw_image(ax, shown, left, below, SMALL, colour, 5.0)
-            left += SMALL + PAD
+            _draw_image(ax, plan, shown, left + (plan.cell - SMALL) / 2, below, SMALL, colour, 5.0)
+            left += plan.cell + PAD
         left += PAD
 
 
-def _draw_image(ax: Axes, shown: Exhibit, left: float, top: float, side: float, colour: str, size: float) -> None:
+def _draw_image(ax: Axes, plan: _Plan, shown: Exhibit, left: float, top: float, side: float, colour: str, size: float) -> None:
     assert shown.image is not None
     picture = np.moveaxis(np.clip(shown.image, 0, 1), 0, -1)
     extent = (left, left + side, top + side, top)
     ax.imshow(picture.squeeze(-1) if picture.shape[-1] == 1 else picture, cmap="gray", vmin=0, vmax=1, extent=extent, aspect="auto")
     ax.add_patch(Rectangle((left, top), side, side, fill=False, edgecolor=colour, linewidth=1.0))
-    ax.text(left + side / 2, top - 0.02, shown.title, fontsize=size, ha="center", va="bottom")
+    words = _broken(shown.title, plan.lines)
+    ax.text(left + side / 2, top - 0.02, words, fontsize=size, ha="center", va="bottom", linespacing=1.0)
 
 
-def save_planes(panels: Sequence[PlanePanel], path: str | Path, *, unit: str, names: Sequence[str]) -> None:
-    """A panel a test point (star): training points coloured by their influence on it, one marker a cluster; each with its own scale."""
+def save_planes(panels: Sequence[PlanePanel], path: str | Path, *, says: str, names: Sequence[str]) -> None:
+    """A panel a test point (star): training points coloured by their influence on it, one marker a cluster; each with its own scale. `says`
+    is what blue and red mean."""
     across = min(3, len(panels))
     with style():
-        figure = new_figure(3.6 * across, 3.1 * math.ceil(len(panels) / across) + 0.3)
+        figure = new_figure(max(NARROWEST, 3.6 * across), 3.1 * math.ceil(len(panels) / across) + 0.3)
         axes = figure.subplots(math.ceil(len(panels) / across), across, sharex=True, sharey=True, squeeze=False)
         for ax in axes.flat[len(panels) :]:
             ax.set_axis_off()
@@ -88,8 +114,8 @@ def save_planes(panels: Sequence[PlanePanel], path: str | Path, *, unit: str, na
             ax.set_xlabel(names[0])
         for ax in axes[:, 0]:
             ax.set_ylabel(names[1])
-        said = f"Training points by their influence ({unit}) on the test point marked *; one marker a cluster; titles: label in cluster"
-        figure.suptitle(said, x=0.01, ha="left")
+        said = f"Training points, one marker a cluster; test point *, titled label in cluster\n{says}"
+        figure.suptitle(said, x=0.01, ha="left", fontsize=8, fontweight="normal")
         figure.savefig(path)
 
 
