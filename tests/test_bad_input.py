@@ -47,7 +47,7 @@ BEFORE = [
     ("validate method=lisa", r"method=lisa is not known; choose from .*cg, .*exact, .*lissa, .*\. Did you mean 'lissa'\?"),
     ("train method=cg", r"method belongs to influx estimate, validate\."),
     ("estimate task=mislabeled", r"task belongs to influx validate\."),
-    ("validate task.seeds=2", r"task.seeds needs an option of task, and none was chosen: add task=cleansing\|mislabeled\."),
+    ("validate task.seeds=2", r"task.seeds needs an option of task, and none was chosen: add task=cleansing\|debiasing\|mislabeled\."),
     ("validate +method.params=all", r"'method.params' exists already: leave out the \+\."),
     ("train datset=iris", r"there is no key 'datset'; .* Did you mean 'dataset'\?"),
     ("train sed=1", r"there is no key 'sed'; there are checkpoints, command, dataset, .*training\. Did you mean 'seed'\?"),

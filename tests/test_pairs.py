@@ -46,7 +46,7 @@ NO_LAYERS = r"output layer is not linear|works on linear and convolution layers|
 UNREAD = ("vade", "vae")  # losses that leave outputs unread: without weight decay the Hessian has rows of zeros
 TOLD = {  # what methods may say of an objective's own model, before anything is trained; of an MLP nothing
     "contrastive": (MISSING, r"uses its output layer twice|layers that are used once"),
-    "skip_gram": (MISSING, NO_LAYERS, r"asks (questions of its own, which training examples cannot answer|what they have no answer to)"),
+    "skip_gram": (MISSING, NO_LAYERS, r"needs a measurement that training examples have as well|asks what they have no answer to"),
 }
 REFUSED = {("contrastive", "pbrf"): r"no distance when the loss is not convex in the outputs, and Contrastive is not: use .*=proximal"}
 TRUTHS = {
