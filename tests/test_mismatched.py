@@ -164,7 +164,7 @@ def test_solvers_of_single_layers_are_refused():
 
 
 def test_a_measurement_with_questions_of_its_own_is_refused():
-    with pytest.raises(InfluxError, match="method=mismatched needs a measurement that training examples have as well, .*: use method=cg"):
+    with pytest.raises(InfluxError, match=r"needs a measurement that training examples have as well, .*: use method=cg"):
         Mismatched(Exact()).plan(replace(fitted(ClusterLoss()), judged=None), None)
 
 
