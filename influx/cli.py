@@ -12,6 +12,7 @@ COMMANDS = {
     "estimate": "train (or reuse) a model, then estimate influence",
     "validate": "estimate, retrain without examples, compare: correlation tables and plots",
     "reproduce": "run a published study and print each claim's verdict",
+    "report": "join finished runs into one table, figure and HTML page",
     "store": "list, check and remove stored results",
     "rerun": "repeat a finished run from its folder",
 }
@@ -72,6 +73,10 @@ def _run(command: str, arguments: list[str]) -> int:
         from influx import storekeeping
 
         return storekeeping.command(arguments)
+    if command == "report":
+        from influx import reporting
+
+        return reporting.command(arguments)
     from influx import app
 
     return app.rerun(arguments) if command == "rerun" else app.launch(command, arguments)
@@ -105,6 +110,9 @@ def _complete(arguments: list[str]) -> int:
         from influx import storekeeping
 
         print(" ".join(storekeeping.WORDS))
+        return 0
+    if words[1] == "report":
+        print("out= title= examples=")
         return 0
     if words[1] not in COMMANDS or words[1] == "rerun":
         return 0

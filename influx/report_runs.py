@@ -1,0 +1,206 @@
+"""Finished runs of any folders brought together, for one table and one page.
+
+A run is a folder, whatever it was part of: single runs and the jobs of sweeps are numbered through in the order in which they were named.
+A setting that some runs were given on their command line and others had by default is looked up in the others' configuration, so that
+runs made at different times can be compared.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from influx import run_files
+from influx.errors import InfluxError
+from influx.runs import Run, Sweep, load
+from influx.sweep_jobs import Job
+
+ELSEWHERE = ("store.dir", "threads", "pictures", "retraining.workers", "retraining.backend", "retraining.cluster")  # change no number
+GROUPS = ("dataset", "model", "training", "objective", "measurement", "method", "retraining", "task")
+PLAIN = ("command", "truth", "loo", "dtype", "test_points", "resamples")  # settings of no group worth a line
+
+
+@dataclass(frozen=True)
+class Reported:
+    """One run of a report: its number, its folder as it was named, how it ended, and what was asked of it."""
+
+    number: int
+    run: Run
+    status: str
+    job: Job
+
+    @property
+    def folder(self) -> str:
+        return str(self.run.path)
+
+    @property
+    def finished(self) -> bool:
+        return self.status == "finished"
+
+    @property
+    def record(self) -> dict[str, Any]:
+        return self.job.record
+
+    @property
+    def words(self) -> str:
+        """The command line that makes this run again with today's defaults."""
+        command = self.record.get("command") or "validate"
+        return f"influx {shlex.join([str(command), *(f'{key}={value}' for key, value in self.given.items())])}"
+
+    @property
+    def given(self) -> dict[str, str]:
+        """What was typed, key to value."""
+        try:
+            return dict(word.partition("=")[::2] for word in self.run.overrides)
+        except InfluxError:  # a damaged folder: its status says so
+            return {}
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The resolved configuration; empty where it cannot be read."""
+        try:
+            return self.run.config
+        except InfluxError:
+            return {}
+
+    def fresh(self) -> Run:
+        """The same run with nothing read yet: what is read of it is forgotten with it."""
+        return Run(self.run.path)
+
+
+# ---------------------------------------------------------------------------------------------------------------- reading
+
+
+def collect(paths: Sequence[Path]) -> tuple[list[Reported], list[str]]:
+    """The runs of all folders, each once, and the command lines of the sweeps among them.
+
+    Raises:
+        InfluxError: a folder holds neither a run nor a sweep, or no run finished.
+    """
+    runs: dict[Path, Run] = {}
+    commands = []
+    for path in paths:
+        found = load(path)
+        if isinstance(found, Sweep):
+            commands.append(command_of(path))
+        for run in found.runs if isinstance(found, Sweep) else (found,):
+            runs.setdefault(run.path.resolve(), run)
+    reported = _with_defaults([_reported(number, run) for number, run in enumerate(runs.values())])
+    if not any(one.finished for one in reported):
+        first = f" The first: {reported[0].status}" if reported else ""
+        places = ", ".join(map(str, paths))
+        raise InfluxError(f"no run of {places} has finished, so there is nothing to report.{first}")
+    return reported, [command for command in commands if command]
+
+
+def _reported(number: int, run: Run) -> Reported:
+    """A run that is damaged is one that did not finish."""
+    record: dict[str, Any] = {}
+    asked: dict[str, str] = {}
+    tables: list[pd.DataFrame | None] = [None, None]
+    try:
+        record, status = run.record, run.status
+        asked = {word.lstrip("+").partition("=")[0]: word.partition("=")[2].strip("'\"") for word in run.overrides}
+        if status == "finished":
+            names = Path(record.get("table", "correlations.csv")).stem, "curve"
+            tables = [run.table(name) if name in run.tables else None for name in names]
+    except InfluxError as error:
+        status = f"damaged: {error}"
+    return Reported(number, run, status, Job(number, asked, {**record, "status": status}, *tables))
+
+
+def _with_defaults(runs: Sequence[Reported]) -> list[Reported]:
+    """Every run with a value for each key that any of them was given."""
+    keys = dict.fromkeys(key for one in runs for key in one.job.asked if key not in ELSEWHERE)
+    made = []
+    for one in runs:
+        asked = {key: one.job.asked[key] if key in one.job.asked else _by_default(one, key) for key in keys}
+        job = Job(one.number, asked, one.job.record, one.job.table, one.job.curve)
+        made.append(Reported(one.number, one.run, one.status, job))
+    return made
+
+
+def _by_default(one: Reported, key: str) -> str:
+    """The value that a run had for a key that it was not given; empty when it has none."""
+    if key in one.record.get("choices", {}):
+        return str(one.record["choices"][key])
+    return written(dict(leaves(one.config)).get(key, ""))
+
+
+def command_of(folder: Path) -> str:
+    """What was typed for a sweep, from its `multirun.yaml`; empty where that does not say."""
+    try:
+        hydra = run_files.mapping(folder / "multirun.yaml")["hydra"]
+        words = [word for word in hydra["overrides"]["task"] if not str(word).startswith("store.dir=")]
+        jobs = sorted(folder.glob("*/run.json"))
+        named = [run_files.mapping(job).get("command") for job in jobs]
+    except (InfluxError, KeyError, TypeError):
+        return ""
+    command = next((name for name in named if name), hydra.get("job", {}).get("config_name") or "validate")
+    return f"influx {shlex.join([str(command), '-m', *map(str, words)])}"
+
+
+# --------------------------------------------------------------------------------------------------------------- comparing
+
+
+def leaves(config: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+    """Dotted keys and their values, classes' names left out."""
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            yield from leaves(value, f"{prefix}{key}.")
+        elif key != "_target_":
+            yield f"{prefix}{key}", value
+
+
+def setting(runs: Sequence[Reported]) -> pd.DataFrame:
+    """What the finished runs were made of: a row a group of settings, with what was `chosen` and the `settings` that are the same for all
+    of them; a value that differs stands with all its values."""
+    done = [one for one in runs if one.finished]
+    rows = []
+    for group in GROUPS:
+        options = _values(one.record.get("choices", {}).get(group) for one in done)
+        if not options or options == ["None"]:
+            continue
+        inside = [dict(leaves(one.config.get(group) or {})) for one in done]
+        rows.append({"part": group, "chosen": ", ".join(options), "settings": _same(inside)})
+    plain = [{key: one.config[key] for key in PLAIN if key in one.config} for one in done]
+    seeds = _values(one.config.get("seed") for one in done)
+    rows.append({"part": "run", "chosen": f"seed {', '.join(seeds)}", "settings": _same(plain)})
+    return pd.DataFrame(rows)
+
+
+def versions(runs: Sequence[Reported]) -> dict[str, str]:
+    """Software and machine of the finished runs, each with its value, or its values and how many runs have each."""
+    done = [one.record for one in runs if one.finished]
+    rows = [{**record.get("versions", {}), **{key: record.get(key) for key in ("git_commit", "device", "threads")}} for record in done]
+    made = {}
+    for key in dict.fromkeys(key for row in rows for key in row):
+        counts = pd.Series([str(row[key]) for row in rows if row.get(key) is not None]).value_counts()
+        if len(counts):
+            one = len(counts) == 1
+            made[key.replace("_", " ")] = str(counts.index[0]) if one else ", ".join(f"{value} ({n} runs)" for value, n in counts.items())
+    return made
+
+
+def _same(parts: Sequence[Mapping[str, Any]]) -> str:
+    """`lr 0.05, epochs 30`: keys with the value that all parts have; `damping 0.1 | 1` where they differ."""
+    keys = dict.fromkeys(key for part in parts for key in part)
+    said = {key: _values(part.get(key) for part in parts) for key in keys}
+    return ", ".join(f"{key} {' | '.join(values)}" for key, values in said.items() if values)
+
+
+def _values(found: Iterable[Any]) -> list[str]:
+    return list(dict.fromkeys(written(value) for value in found if value is not None))
+
+
+def written(value: Any) -> str:
+    """A value as the command line has it."""
+    if isinstance(value, bool) or value is None:
+        return {True: "true", False: "false", None: "null"}[value]
+    return json.dumps(value) if isinstance(value, list | dict) else str(value)
