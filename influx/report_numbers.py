@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,7 +14,8 @@ from influx.runs import Run
 from influx.statistics import interval_over_seeds
 
 SEED = 0  # of the random subset of pairs
-MEANS = {"corrected": "corrected", "seconds": "seconds"}  # averaged without an interval
+MEANS = ("corrected", "seconds")  # averaged without an interval
+OVER_SEEDS, BOOTSTRAP = "t over seeds", "bootstrap"  # what an interval is of
 
 
 @dataclass(frozen=True)
@@ -33,30 +35,38 @@ def averaged(ranked: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
     """A headline's rows (one a run, as `influx.sweeps.headline` makes them) averaged over seeds.
 
     With `seed` among `keys`, runs that differ in nothing else become one row: mean, `ci_low` and `ci_high` of Student's t over seeds, the
-    same for the noise ceiling (its interval cut at 1), `n_runs`. Without it a row is a run, and its intervals are its own bootstrap's.
-    Columns: the other keys, `value, ci_low, ci_high, noise_ceiling, ceiling_low, ceiling_high, corrected, seconds, n_runs, jobs`.
+    same for the noise ceiling (its interval cut at 1), `n_runs`. Otherwise a row is a run, and its intervals are its own bootstrap's.
+    Columns: the other keys, `value, ci_low, ci_high, noise_ceiling, ceiling_low, ceiling_high, corrected, seconds, interval, n_runs, jobs`;
+    `interval` says what the interval is of.
     """
     rest = [key for key in keys if key != "seed"]
     done = ranked[ranked["value"].notna()]
     if "seed" not in keys:
         columns = [*rest, "value", "ci_low", "ci_high", "noise_ceiling", "ceiling_low", "ceiling_high", *MEANS]
-        return done[columns].assign(n_runs=1, jobs=done["job"].astype(str)).reset_index(drop=True)
+        kind = done["ci_low"].notna().map({True: BOOTSTRAP, False: ""})
+        return done[columns].assign(interval=kind, n_runs=1, jobs=done["job"].astype(str)).reset_index(drop=True)
     groups = done.groupby([done[key].fillna("").astype(str) for key in rest], sort=False) if rest else [((), done)]
     rows = [_over_seeds(part, rest) for _, part in groups]
-    columns = [*rest, "value", "ci_low", "ci_high", "noise_ceiling", "ceiling_low", "ceiling_high", *MEANS, "n_runs", "jobs"]
+    columns = [*rest, "value", "ci_low", "ci_high", "noise_ceiling", "ceiling_low", "ceiling_high", *MEANS, "interval", "n_runs", "jobs"]
     return pd.DataFrame(rows, columns=columns).sort_values("value", ascending=False, kind="stable", ignore_index=True)
 
 
 def _over_seeds(part: pd.DataFrame, rest: Sequence[str]) -> dict[str, object]:
+    """A row: means over seeds with their intervals; of a single run its own numbers."""
+    same = {key: part[key].iloc[0] for key in rest}
+    counted = {"n_runs": len(part), "jobs": " ".join(map(str, part["job"]))}
+    if len(part) == 1:
+        own = part[["value", "ci_low", "ci_high", "noise_ceiling", "ceiling_low", "ceiling_high", *MEANS]].iloc[0].to_dict()
+        return {**same, **own, "interval": "" if math.isnan(own["ci_low"]) else BOOTSTRAP, **counted}
     value, low, high = interval_over_seeds(part["value"].to_numpy(float))
     ceiling, ceiling_low, ceiling_high = interval_over_seeds(part["noise_ceiling"].dropna().to_numpy(float))
-    means = {name: part[column].mean() for name, column in MEANS.items()}
     return {
-        **{key: part[key].iloc[0] for key in rest},
-        "value": value, "ci_low": low, "ci_high": high,
-        "noise_ceiling": ceiling, "ceiling_low": ceiling_low, "ceiling_high": min(1.0, ceiling_high) if ceiling_high == ceiling_high else math.nan,
-        **means, "n_runs": len(part), "jobs": " ".join(map(str, part["job"])),
-    }  # fmt: skip
+        **same,
+        **{"value": value, "ci_low": low, "ci_high": high},
+        **{"noise_ceiling": ceiling, "ceiling_low": ceiling_low, "ceiling_high": float(np.minimum(1.0, ceiling_high))},
+        **{name: part[name].mean() for name in MEANS},
+        **{"interval": OVER_SEEDS, **counted},
+    }
 
 
 def pairs(run: Run, most: int) -> Pairs:
@@ -83,3 +93,12 @@ def pairs(run: Run, most: int) -> Pairs:
         }
     )
     return Pairs(table, total, predicted.index.name == "train_index")
+
+
+def train_size(run: Run) -> int | None:
+    """Training examples that a run's estimate is about; None where there is no estimate, or it cannot be read (what needs it says so)."""
+    try:
+        with np.load(run.path / "influence.npz", allow_pickle=False) as found:
+            return len(found["train_index"])
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return None

@@ -10,6 +10,7 @@ from typing import Any
 
 import pandas as pd
 
+from influx import sweeps
 from influx.errors import InfluxError
 from influx.report.tables import significant
 from influx.report.web import charts
@@ -24,6 +25,7 @@ MOST_PANELS, MOST_LINES, MOST_ROWS = 9, 5, 60  # charts of agreement; lines in o
 WIDE = 50.0  # ratio of a swept number's largest to smallest value from which its axis is logarithmic
 PICTURES = ("detection.png", "cleansing.png", "debiasing.png", "explanations.png")  # of tasks, which no chart of ours shows
 PICTURE_BYTES = 1_200_000  # of all figures on a page
+STANDS_ALONE = ("method", "dataset", "model", "task", "truth")  # keys whose values say enough
 IDENTITY = ("method", "truth", "measurement")
 
 
@@ -31,8 +33,8 @@ def page_of(
     runs: Sequence[Reported], commands: Sequence[str], table: pd.DataFrame, ranked: pd.DataFrame, *, title: str, examples: bool
 ) -> tuple[str, list[str]]:
     """The page's HTML, and lines about what it could not show."""
-    keys: list[str] = ranked.attrs["keys"]
-    said = ranked.attrs["headline"]
+    every: list[str] = ranked.attrs["keys"]
+    keys, said = telling(ranked), ranked.attrs["headline"]
     means = averaged(ranked, keys)
     drawn = _agreement(means, ranked, keys, said["label"])
     shelf = Examples(examples)
@@ -41,13 +43,13 @@ def page_of(
     notes = [f"examples of {name} are not shown: {reason}" for name, reason in shelf.problems.items()]
     if left_out:
         notes.append(f"{left_out} of {len(shelf.shown)} examples are shown by their title alone: the page has no room for more")
-    alone = [one.words for one in runs if not commands and one.finished]
     page = ReportPage(
         title=title,
-        lead=_lead(runs, means, keys, said["statistic"]),
-        commands=(*commands, *alone[:MOST_ROWS]),
+        lead=_lead(runs, means, keys, sweeps.name_of(said["statistic"])),
+        commands=_listed(commands),
         setting=setting(runs),
         statistic=said["label"],
+        heading=sweeps.name_of(said["statistic"]),
         agreement_note=_agreement_note(means, keys),
         agreement=drawn,
         averaged=means,
@@ -60,12 +62,25 @@ def page_of(
         costs=_costs(runs, keys),
         claims=_claims(runs),
         pictures=_pictures(runs, ranked, keys),
-        troubles=_troubles(runs, keys),
+        troubles=_troubles(runs, every),
         warned=_warned(runs),
         versions=versions(runs),
-        runs=_commands(runs, keys),
+        runs=_commands(runs, every),
     )
     return html_of(page), notes
+
+
+def telling(ranked: pd.DataFrame) -> list[str]:
+    """The keys that differ among the runs with a value; all that differ where there is none."""
+    known = ranked[ranked["value"].notna()]
+    keys: list[str] = ranked.attrs["keys"]
+    return [key for key in keys if known[key].astype(str).nunique() > 1] if len(known) else keys
+
+
+def _listed(commands: Sequence[str]) -> tuple[str, ...]:
+    shown = tuple(dict.fromkeys(commands))
+    more = len(shown) - MOST_ROWS
+    return (*shown[:MOST_ROWS], f"# and {more} more, in the table at the end") if more > 0 else shown
 
 
 # --------------------------------------------------------------------------------------------------------------- agreement
@@ -80,10 +95,9 @@ def _lead(runs: Sequence[Reported], means: pd.DataFrame, keys: Sequence[str], st
         if len(means) and (at == 0 or len(means) > 1):
             row = means.iloc[at]
             ceiling = row["noise_ceiling"]
-            beside = f"; the truth's noise ceiling is {significant(ceiling)}" if not math.isnan(ceiling) else ""
-            named = f", {label(row, rest)}" if rest and len(means) > 1 else ""
-            which = f"{words} agreement{named}" if len(means) > 1 else "Agreement"
-            lines.append(f"{which}: {statistic.replace('_', ' ')} {_with_interval(row)}{beside}.")
+            beside = f" (noise ceiling {significant(ceiling)})" if not math.isnan(ceiling) else ""
+            which = f"{words}: {label(row, rest) or 'run'}," if len(means) > 1 else "Agreement with the truth:"
+            lines.append(f"{which} {statistic} {_with_interval(row)}{beside}.")
     return tuple(lines)
 
 
@@ -98,7 +112,8 @@ def _agreement_note(means: pd.DataFrame, keys: Sequence[str]) -> str:
     if "seed" in keys:
         counts = sorted({int(n) for n in means["n_runs"]})
         many = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
-        spread = f"Points are means over {many} seeds, lines their 95 % intervals (Student's t over seeds), thin marks single seeds"
+        alone = ", of a single run its bootstrap" if counts[0] == 1 else ""
+        spread = f"Points are means over {many} seeds, lines their 95 % intervals (Student's t over seeds{alone}), thin marks single seeds"
     else:
         spread = "Points are runs, lines their 95 % bootstrap intervals over left-out and test examples"
     return f"{spread}; the band is the noise ceiling of the truth with its interval: no estimate blind to the seeds' noise is expected beyond it."
@@ -118,7 +133,7 @@ def _agreement(means: pd.DataFrame, ranked: pd.DataFrame, keys: Sequence[str], s
         wide = bool(at.min() > 0 and at.max() >= WIDE * at.min())
         words = _in_words(table.assign(label=[label(row, rest) for row in table.to_dict("records")]), statistic)
         spec = charts.along(table, statistic=statistic, key=number, logarithmic=wide, limits=limits, description=words)
-        return (Chart("agreement-0", "", spec, words),)
+        return (Chart("agreement-0", "", spec, words, _counts(ranked)),)
     return _panels(means, ranked, rest, statistic, limits)
 
 
@@ -126,7 +141,8 @@ def _panels(
     means: pd.DataFrame, ranked: pd.DataFrame, rest: Sequence[str], statistic: str, limits: tuple[float, float]
 ) -> tuple[Chart, ...]:
     places = [key for key in rest if key != "method"]
-    split = "method" in rest and means[places].astype(str).drop_duplicates().shape[0] <= MOST_PANELS if places else True
+    n_panels = len(means[places].astype(str).drop_duplicates()) if places else 1
+    split = n_panels <= MOST_PANELS and 2 * n_panels <= len(means)
     inside, outside = (["method"] if "method" in rest else rest, places if "method" in rest else []) if split else (list(rest), [])
 
     def placed(table: pd.DataFrame) -> pd.DataFrame:
@@ -140,7 +156,7 @@ def _panels(
         own = own if "seed" in ranked.attrs["keys"] else own.head(0)
         words = _in_words(part, statistic)
         spec = charts.agreement(part, own, statistic=statistic, limits=limits, description=words)
-        made.append(Chart(f"agreement-{number}", str(panel), spec, words))
+        made.append(Chart(f"agreement-{number}", str(panel), spec, words, _counts(ranked[ranked["job"].isin(_jobs(part))])))
     return tuple(made)
 
 
@@ -151,6 +167,22 @@ def _swept_number(means: pd.DataFrame, rest: Sequence[str]) -> str:
         return ""
     others = means[[key for key in rest if key != numeric[0]]].astype(str).drop_duplicates()
     return numeric[0] if len(others) <= MOST_LINES else ""
+
+
+def _jobs(means: pd.DataFrame) -> list[int]:
+    return [int(number) for jobs in means["jobs"] for number in jobs.split()]
+
+
+def _counts(ranked: pd.DataFrame) -> str:
+    """What the values are about: `50 removals × 30 test examples, 4 retraining seeds`."""
+    words = {"n_removed": "removals", "n_test": "test examples", "n_seeds": "retraining seeds"}
+    done = ranked[ranked["value"].notna()]
+    said = []
+    for column, word in words.items():
+        numbers = sorted({int(n) for n in done[column].dropna()}) if column in done else []
+        if numbers:
+            said.append(f"{numbers[0]} {word}" if len(numbers) == 1 else f"{numbers[0]} to {numbers[-1]} {word}")
+    return f"n: {', '.join(said)}." if said else ""
 
 
 def _limits(ranked: pd.DataFrame) -> tuple[float, float]:
@@ -174,7 +206,7 @@ def _in_words(table: pd.DataFrame, statistic: str) -> str:
 def label(row: Mapping[Any, Any] | pd.Series, keys: Sequence[str]) -> str:
     """What tells a row apart, in words: names stand alone, numbers with their key."""
     said = [(key, str(row[key])) for key in keys if not pd.isna(row[key]) and str(row[key]) != ""]
-    return ", ".join(value if key in ("method", "dataset", "model", "task") else f"{key} {value}" for key, value in said)
+    return ", ".join(value if key in STANDS_ALONE else f"{key.rpartition('.')[2]} {value}" for key, value in said)
 
 
 # ---------------------------------------------------------------------------------------------------------------- the runs
@@ -226,7 +258,7 @@ def _cost_chart(means: pd.DataFrame, keys: Sequence[str], statistic: str) -> Cha
         f"{significant(cheapest['value'])}; dearest: {dearest['label']}, {significant(dearest['seconds'])} s for {significant(dearest['value'])}."
     )
     limits = _limits(means)
-    return Chart("cost", "", charts.cost(table, statistic=statistic, limits=limits, description=words), words)
+    return Chart("cost", "", charts.cost(table, statistic=statistic, limits=limits, description=words), words, words)
 
 
 def _troubles(runs: Sequence[Reported], keys: Sequence[str]) -> pd.DataFrame:
@@ -269,7 +301,8 @@ def _pictures(runs: Sequence[Reported], ranked: pd.DataFrame, keys: Sequence[str
     """Figures of tasks, the best run's first, as long as there is room."""
     made, spent = [], 0
     for one in runs:
-        for name in PICTURES:
+        names = [place.name for place in sorted(one.run.path.glob("*.png"))] if one.record.get("command") == "reproduce" else PICTURES
+        for name in names:
             file = one.run.path / name
             if not one.finished or not file.is_file() or spent + file.stat().st_size > PICTURE_BYTES:
                 continue

@@ -18,6 +18,7 @@ import pandas as pd
 
 from influx import run_files
 from influx.errors import InfluxError
+from influx.report_numbers import train_size
 from influx.runs import Run, Sweep, load
 from influx.sweep_jobs import Job
 
@@ -51,15 +52,15 @@ class Reported:
     def words(self) -> str:
         """The command line that makes this run again with today's defaults."""
         command = self.record.get("command") or "validate"
-        return f"influx {shlex.join([str(command), *(f'{key}={value}' for key, value in self.given.items())])}"
+        return f"influx {shlex.join([str(command), *self.given])}"
 
     @property
-    def given(self) -> dict[str, str]:
-        """What was typed, key to value."""
+    def given(self) -> list[str]:
+        """What was typed, but for what changes no number."""
         try:
-            return dict(word.partition("=")[::2] for word in self.run.overrides)
+            return [word for word in self.run.overrides if word.partition("=")[0] not in ELSEWHERE]
         except InfluxError:  # a damaged folder: its status says so
-            return {}
+            return []
 
     @property
     def config(self) -> dict[str, Any]:
@@ -78,7 +79,7 @@ class Reported:
 
 
 def collect(paths: Sequence[Path]) -> tuple[list[Reported], list[str]]:
-    """The runs of all folders, each once, and the command lines of the sweeps among them.
+    """The runs of all folders, each once, and the command line behind each folder.
 
     Raises:
         InfluxError: a folder holds neither a run nor a sweep, or no run finished.
@@ -87,16 +88,18 @@ def collect(paths: Sequence[Path]) -> tuple[list[Reported], list[str]]:
     commands = []
     for path in paths:
         found = load(path)
-        if isinstance(found, Sweep):
-            commands.append(command_of(path))
-        for run in found.runs if isinstance(found, Sweep) else (found,):
-            runs.setdefault(run.path.resolve(), run)
+        members = found.runs if isinstance(found, Sweep) else (found,)
+        new = {run.path.resolve(): run for run in members if run.path.resolve() not in runs}
+        if new:
+            first = _reported(0, next(iter(new.values())))
+            commands.append(command_of(path, first) if isinstance(found, Sweep) else first.words)
+        runs |= new
     reported = _with_defaults([_reported(number, run) for number, run in enumerate(runs.values())])
     if not any(one.finished for one in reported):
         first = f" The first: {reported[0].status}" if reported else ""
         places = ", ".join(map(str, paths))
         raise InfluxError(f"no run of {places} has finished, so there is nothing to report.{first}")
-    return reported, [command for command in commands if command]
+    return reported, commands
 
 
 def _reported(number: int, run: Run) -> Reported:
@@ -133,17 +136,14 @@ def _by_default(one: Reported, key: str) -> str:
     return written(dict(leaves(one.config)).get(key, ""))
 
 
-def command_of(folder: Path) -> str:
-    """What was typed for a sweep, from its `multirun.yaml`; empty where that does not say."""
+def command_of(folder: Path, first: Reported) -> str:
+    """What was typed for a sweep, from its `multirun.yaml`; where that does not say, what its `first` job was asked."""
     try:
         hydra = run_files.mapping(folder / "multirun.yaml")["hydra"]
-        words = [word for word in hydra["overrides"]["task"] if not str(word).startswith("store.dir=")]
-        jobs = sorted(folder.glob("*/run.json"))
-        named = [run_files.mapping(job).get("command") for job in jobs]
+        words = [str(word) for word in hydra["overrides"]["task"] if str(word).partition("=")[0] not in ELSEWHERE]
+        return f"influx {shlex.join([str(hydra['job']['config_name']), '-m', *words])}"
     except (InfluxError, KeyError, TypeError):
-        return ""
-    command = next((name for name in named if name), hydra.get("job", {}).get("config_name") or "validate")
-    return f"influx {shlex.join([str(command), '-m', *map(str, words)])}"
+        return first.words
 
 
 # --------------------------------------------------------------------------------------------------------------- comparing
@@ -171,8 +171,24 @@ def setting(runs: Sequence[Reported]) -> pd.DataFrame:
         rows.append({"part": group, "chosen": ", ".join(options), "settings": _same(inside)})
     plain = [{key: one.config[key] for key in PLAIN if key in one.config} for one in done]
     seeds = _values(one.config.get("seed") for one in done)
+    sizes = _values(_sizes(one) for one in done)
+    if sizes:
+        rows.insert(0, {"part": "sizes", "chosen": "", "settings": "; ".join(sizes)})
     rows.append({"part": "run", "chosen": f"seed {', '.join(seeds)}", "settings": _same(plain)})
     return pd.DataFrame(rows)
+
+
+def _sizes(one: Reported) -> str | None:
+    """How many examples there were, and how the truth was made; None where nothing was estimated."""
+    n_train = train_size(one.run)
+    if n_train is None:
+        return None
+    said = f"{one.record.get('choices', {}).get('dataset', 'data')}: {n_train} training examples"
+    table = one.job.table
+    if table is not None and {"n_removed", "n_test", "n_seeds"} <= {*table}:
+        row = table.iloc[0]
+        said += f", {row['n_test']} test examples; {row['n_removed']} removals, {row['n_seeds']} retraining seeds"
+    return said
 
 
 def versions(runs: Sequence[Reported]) -> dict[str, str]:

@@ -16,7 +16,6 @@ from influx.report.tables import significant
 
 Spec = dict[str, Any]
 ROW = 30  # pixels of a row
-LONGEST = 26  # characters of a label on an axis
 SHAPES = ["circle", "square", "triangle-up", "diamond", "cross", "triangle-down", "triangle-right", "triangle-left"]
 CEILINGS = ["noise_ceiling", "ceiling_low", "ceiling_high"]
 
@@ -27,7 +26,7 @@ def agreement(table: pd.DataFrame, single: pd.DataFrame, *, statistic: str, limi
     `table`: `label, value, ci_low, ci_high, noise_ceiling, ceiling_low, ceiling_high`; `single`: `label, value`, one mark a seed.
     """
     labels = list(dict.fromkeys(table["label"]))
-    y = {"field": "label", "type": "nominal", "sort": labels, "title": None, "axis": {"labelLimit": 150, "ticks": False, "domain": False}}
+    y = {"field": "label", "type": "nominal", "sort": labels, "title": None, "axis": {"ticks": False, "domain": False}}
     scale = {"domain": list(limits), "nice": False}
     x = {"field": "value", "type": "quantitative", "scale": scale, "title": statistic}
     layers: list[Spec] = [
@@ -90,15 +89,16 @@ def along(table: pd.DataFrame, *, statistic: str, key: str, logarithmic: bool, l
 def cost(table: pd.DataFrame, *, statistic: str, limits: tuple[float, float], description: str) -> Spec:
     """Values against the seconds of their estimates, a colour and a shape for each `method`."""
     methods = list(dict.fromkeys(table["method"]))
+    legend = {"title": None, "orient": "top", "columns": 4}
     spread = table["seconds"].max() > 20 * table["seconds"].min() > 0
     encoding = {
         "x": {
             "field": "seconds", "type": "quantitative", "title": "seconds of the estimate" + (" (logarithmic)" if spread else ""),
-            "scale": {"type": "log"} if spread else {"zero": True}, "axis": {"format": "~g", "tickCount": 5},
+            "scale": {"type": "log"} if spread else {"zero": True}, "axis": {"format": "~g", "tickCount": 5, "grid": False},
         },
         "y": {"field": "value", "type": "quantitative", "title": statistic, "scale": {"domain": list(limits), "nice": False}},
-        "color": {"field": "method", "type": "nominal", "sort": methods, "legend": {"title": None, "orient": "top", "columns": 4}},
-        "shape": {"field": "method", "type": "nominal", "sort": methods, "scale": {"range": SHAPES}},
+        "color": {"field": "method", "type": "nominal", "scale": {"domain": methods}, "legend": legend},
+        "shape": {"field": "method", "type": "nominal", "scale": {"domain": methods, "range": SHAPES}, "legend": legend},
         "tooltip": TOOLTIP,
     }  # fmt: skip
     data = {"values": _told(table, ["label", "seconds", "method"])}
@@ -125,8 +125,8 @@ def scatter(*, unit: str) -> Spec:
         },
         {
             "data": {"name": "pairs", "values": []},
-            "mark": {"type": "point", "filled": True, "color": "$accent", "size": 34, "opacity": 0.55},
-            "encoding": {"x": axis("predicted"), "y": axis("actual"), "tooltip": {"field": "row", "type": "quantitative"}},
+            "mark": {"type": "point", "filled": True, "color": "$accent", "size": 34, "opacity": 0.55, "tooltip": {"content": "data"}},
+            "encoding": {"x": axis("predicted"), "y": axis("actual")},
         },
     ]
     return _spec("", height=380, layer=layers)

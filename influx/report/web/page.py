@@ -33,6 +33,7 @@ class Chart:
     title: str
     spec: Mapping[str, Any]
     words: str
+    caption: str
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,7 @@ class ReportPage:
     commands: tuple[str, ...]
     setting: pd.DataFrame
     statistic: str
+    heading: str
     agreement_note: str
     agreement: tuple[Chart, ...]
     averaged: pd.DataFrame
@@ -90,15 +92,15 @@ def html_of(page: ReportPage) -> str:
     shown = [(name, heading, body) for name, heading, body in parts if body]
     links = "".join(f'<li><a href="#{name}">{heading}</a></li>' for name, heading, _ in shown)
     sections = "".join(f'<section aria-labelledby="{n}"><h2 id="{n}">{heading}</h2>\n{body}</section>\n' for n, heading, body in shown)
-    lead = "".join(f'<p class="lead">{escape(line)}</p>' for line in page.lead)
+    lead = "".join(f"<li>{escape(line)}</li>" for line in page.lead)
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
         f'<meta name="viewport" content="width=device-width, initial-scale=1"><title>{escape(page.title)}</title>\n'
         f'<style>{_own("style.css")}</style></head><body><a class="skip" href="#main">to the results</a>\n'
-        f'<header></header><main id="main" tabindex="-1"><h1>{escape(page.title)}</h1>\n{lead}\n'
+        f'<header></header><main id="main" tabindex="-1"><h1>{escape(page.title)}</h1>\n<ul class="lead">{lead}</ul>\n'
         f'<nav aria-label="parts of this page"><ul>{links}</ul></nav>\n'
         "<noscript><p>Charts, sorting and the view of one run need JavaScript; all numbers are in the tables.</p></noscript>\n"
-        f'{sections}</main>\n<script type="application/json" id="report-data">{_data(page)}</script>\n'
+        f'{sections}<div id="hover" role="tooltip"></div></main>\n<script type="application/json" id="report-data">{_data(page)}</script>\n'
         f"<script>{libraries()}</script>\n<script>{_own('script.js')}</script></body></html>\n"
     )
 
@@ -144,7 +146,7 @@ def _agreement(page: ReportPage) -> str:
     charts = "".join(_figure(chart) for chart in page.agreement)
     choices = [column for column in page.averaged if column not in HEADINGS and page.averaged[column].dtype == object or _is_text(page.averaged, column)]
     numbers = table(
-        "averaged", page.averaged, caption=f"{page.statistic}, the numbers of the chart", choices=choices, headings=HEADINGS | {"value": page.statistic}
+        "averaged", page.averaged, caption=f"{page.statistic}, the numbers of the chart", choices=choices, headings=HEADINGS | {"value": page.heading}
     )
     return f'<p class="note">{escape(page.agreement_note)}</p>\n<div class="charts">{charts}</div>\n{numbers}'
 
@@ -157,7 +159,7 @@ def _figure(chart: Chart) -> str:
     heading = f"<h3>{escape(chart.title)}</h3>" if chart.title else ""
     return (
         f'<figure>{heading}<div class="chart" id="{chart.name}" role="img" aria-label="{escape(chart.words)}"></div>'
-        f"<figcaption>{escape(chart.words)}</figcaption></figure>\n"
+        f"<figcaption>{escape(chart.caption)}</figcaption></figure>\n"
     )
 
 
@@ -170,6 +172,7 @@ def _one(page: ReportPage) -> str:
         f'<p class="chooser"><label>run <select id="run-chooser">{options}</select></label></p>\n'
         '<div id="run-said" role="status"></div>\n'
         '<div id="pairs"><h3>Predicted against actual change</h3>\n'
+        '<p><label><input type="checkbox" id="pairs-scale"> symmetric logarithmic scale, which spreads out what is near 0</label></p>\n'
         '<figure><div class="chart" id="pairs-chart" role="img" aria-label="scatter of predicted against actual change"></div>'
         '<figcaption id="pairs-caption"></figcaption></figure>\n'
         '<details><summary>The pairs as a table</summary><div class="scroll" id="pairs-table" role="region" '

@@ -82,7 +82,7 @@
   // ------------------------------------------------------------------------------------------------------------- charts
 
   const drawn = new Map();
-  const theme = () => {
+  const theme = (width) => {
     const light = !dark.matches;
     const [text, soft, line] = [css("--text"), css("--soft"), css("--line")];
     const words = { $accent: css("--accent"), $ceiling: css("--ceiling"), $muted: soft, $text: text };
@@ -93,15 +93,16 @@
     const config = {
       background: "transparent", font, view: { stroke: null }, range: { category: range },
       axis: { labelColor: text, titleColor: text, gridColor: line, domainColor: soft, tickColor: soft, labelFontSize: 12, titleFontSize: 12, titleFontWeight: "normal", gridOpacity: 0.7 },
+      axisY: { labelLimit: Math.max(110, 0.42 * width) },
       legend: { labelColor: text, titleColor: text, labelFontSize: 12, labelLimit: 220 },
     };
     return { words, config };
   };
   const themed = (spec, words) => JSON.parse(JSON.stringify(spec), (_, value) => (typeof value === "string" && value in words ? words[value] : value));
   const draw = async (id, spec, formatTooltip) => {
-    const { words, config } = theme();
+    const { words, config } = theme(document.getElementById(id).clientWidth);
     drawn.get(id)?.result?.finalize();
-    const tooltip = { disableDefaultStyle: true, ...(formatTooltip ? { formatTooltip } : {}) };
+    const tooltip = { id: "hover", disableDefaultStyle: true, ...(formatTooltip ? { formatTooltip } : {}) };
     const result = await vegaEmbed(`#${id}`, themed(spec, words), { actions: false, renderer: "svg", config, tooltip });
     drawn.set(id, { spec, formatTooltip, result });
     const picture = document.querySelector(`#${id} svg`); // named by the element around it
@@ -123,7 +124,7 @@
     return [["predicted", significant(predicted[row])], ["actual", significant(actual[row]) + error]];
   };
   const hover = (run) => ({ row }) => {
-    const cards = make("div", { className: "both" }, card(run.pairs.train[row], leftOut(run, row), undefined, 2 * FEATURES), card(run.pairs.test[row], tested(run, row), undefined, 2 * FEATURES));
+    const cards = make("div", { className: run.pairs.single ? "both" : "" }, card(run.pairs.train[row], leftOut(run, row), undefined, 2 * FEATURES), card(run.pairs.test[row], tested(run, row), undefined, 2 * FEATURES));
     const lines = numbers(run, row).map(([key, value]) => make("tr", {}, make("td", { className: "key", textContent: key }), make("td", { textContent: value })));
     return make("div", {}, cards, make("table", {}, make("tbody", {}, ...lines))).outerHTML;
   };
@@ -135,7 +136,10 @@
     const { length } = rows;
     const lowest = Math.min(...rows.map(({ predicted }) => predicted)), highest = Math.max(...rows.map(({ predicted }) => predicted));
     const ends = run.calibrated ? [lowest, highest].map((value) => ({ predicted: value, actual: value })) : [];
+    const sizes = rows.flatMap(({ predicted, actual }) => [Math.abs(predicted), Math.abs(actual)]).filter((size) => size > 0).sort((a, b) => a - b);
+    const scale = place("pairs-scale").checked ? { type: "symlog", constant: sizes[Math.floor(sizes.length / 2)] || 1, nice: false } : {};
     for (const layer of spec.layer) {
+      for (const side of ["x", "y"]) if (layer.encoding[side]?.scale) Object.assign(layer.encoding[side].scale, scale);
       if (layer.data.name === "pairs") layer.data.values = rows;
       if (layer.data.name === "identity") layer.data.values = ends;
     }
@@ -182,6 +186,7 @@
   const chooser = place("run-chooser");
   if (chooser) {
     chooser.addEventListener("change", () => choose(chooser.value));
+    place("pairs-scale").addEventListener("change", () => scatter(report.runs[chooser.value]));
     ready.push(choose(chooser.value));
   }
   Promise.all(ready).then(() => document.documentElement.setAttribute("data-ready", "true"));

@@ -11,8 +11,9 @@ import pandas as pd
 
 from influx.report.tables import significant
 
+LONG = 40  # characters from which a cell is broken into lines
 MOST_CHOICES = 12  # values of a column that a choice above the table lists
-FEW = 6  # rows up to which nothing needs a filter
+FEW = 12  # rows up to which nothing needs a filter
 
 
 def table(
@@ -57,11 +58,11 @@ def _filters(name: str, rows: pd.DataFrame, choices: Sequence[str], chosen: Mapp
         return ""
     parts = []
     for column in choices:
-        values = list(dict.fromkeys(_text(value) for value in rows[column]))
+        values = [value for value in dict.fromkeys(map(_text, rows[column])) if value]
         if not 1 < len(values) <= MOST_CHOICES:
             continue
         options = "".join(
-            f'<option value="{escape(value)}"{" selected" if chosen.get(column) == value else ""}>{escape(_words(value))}</option>'
+            f'<option value="{escape(value)}"{" selected" if chosen.get(column) == value else ""}>{escape(value)}</option>'
             for value in values
         )
         label = escape(headings.get(column, _words(column)))
@@ -86,7 +87,9 @@ def _cell(value: Any, numeric: bool, code: bool) -> str:
         exact = "" if missing else f' data-value="{value!r}"' if isinstance(value, float) else f' data-value="{value}"'
         return f'<td class="number"{exact}>{"" if missing else _shown(value)}</td>'
     text = escape(_text(value))
-    return f'<td class="command"><code>{text}</code></td>' if code and text else f"<td>{text}</td>"
+    if code and text:
+        return f'<td class="command"><code>{text}</code></td>'
+    return f'<td class="long">{text}</td>' if len(text) > LONG else f"<td>{text}</td>"
 
 
 def _shown(value: float) -> str:
