@@ -20,6 +20,7 @@ from influx.report_examples import Examples
 from influx.report_numbers import averaged
 from influx.report_runs import Reported, setting, versions
 from influx.report_views import Room, view
+from influx.sweep_jobs import SPEARMAN
 
 MOST_PANELS, MOST_LINES, MOST_ROWS = 9, 5, 60  # charts of agreement; lines in one; rows in one
 WIDE = 50.0  # ratio of a swept number's largest to smallest value from which its axis is logarithmic
@@ -36,6 +37,7 @@ def page_of(
     every: list[str] = ranked.attrs["keys"]
     keys, said = telling(ranked), ranked.attrs["headline"]
     means = averaged(ranked, keys)
+    claims, agree = _claims(runs), said == SPEARMAN
     drawn = _agreement(means, ranked, keys, said["label"])
     shelf = Examples(examples)
     views, units = _views(runs, ranked, keys, shelf)
@@ -45,14 +47,15 @@ def page_of(
         notes.append(f"{left_out} of {len(shelf.shown)} examples are shown by their title alone: the page has no room for more")
     page = ReportPage(
         title=title,
-        lead=_lead(runs, means, keys, sweeps.name_of(said["statistic"])),
+        lead=_lead(runs, means, claims, keys, sweeps.name_of(said["statistic"])),
         commands=_listed(commands),
         setting=setting(runs),
         statistic=said["label"],
         heading=sweeps.name_of(said["statistic"]),
-        agreement_note=_agreement_note(means, keys),
+        agreement_heading="How well estimates agree with the truth" if agree else said["label"],
+        agreement_note=_agreement_note(means, keys, agree),
         agreement=drawn,
-        averaged=means,
+        averaged=_without_empty(means, keys),
         views=views,
         scatters={unit: charts.scatter(unit=unit) for unit in units},
         examples=held,
@@ -60,7 +63,7 @@ def page_of(
         summary=table,
         cost_chart=_cost_chart(means, keys, said["label"]),
         costs=_costs(runs, keys),
-        claims=_claims(runs),
+        claims=claims,
         pictures=_pictures(runs, ranked, keys),
         troubles=_troubles(runs, every),
         warned=_warned(runs),
@@ -86,18 +89,21 @@ def _listed(commands: Sequence[str]) -> tuple[str, ...]:
 # --------------------------------------------------------------------------------------------------------------- agreement
 
 
-def _lead(runs: Sequence[Reported], means: pd.DataFrame, keys: Sequence[str], statistic: str) -> tuple[str, ...]:
+def _lead(runs: Sequence[Reported], means: pd.DataFrame, claims: pd.DataFrame, keys: Sequence[str], statistic: str) -> tuple[str, ...]:
     """How many runs there are, and the highest and the lowest agreement."""
     done = sum(one.finished for one in runs)
     lines = [f"{done} of {len(runs)} runs finished." if done < len(runs) else f"{done} finished {'run' if done == 1 else 'runs'}."]
     rest = [key for key in keys if key != "seed"]
     for words, at in (("Highest", 0), ("Lowest", len(means) - 1)):
-        if len(means) and (at == 0 or len(means) > 1):
+        if len(means) > (words == "Lowest"):
             row = means.iloc[at]
             ceiling = row["noise_ceiling"]
             beside = f" (noise ceiling {significant(ceiling)})" if not math.isnan(ceiling) else ""
             which = f"{words}: {label(row, rest) or 'run'}," if len(means) > 1 else "Agreement with the truth:"
             lines.append(f"{which} {statistic} {_with_interval(row)}{beside}.")
+    if len(claims):
+        counts = ", ".join(f"{n} {verdict}" for verdict, n in claims["verdict"].value_counts().items())
+        lines.append(f"{len(claims)} claims of published studies: {counts}.")
     return tuple(lines)
 
 
@@ -106,7 +112,13 @@ def _with_interval(row: Mapping[str, Any] | pd.Series) -> str:
     return f"{significant(row['value'])}{limits}"
 
 
-def _agreement_note(means: pd.DataFrame, keys: Sequence[str]) -> str:
+def _without_empty(means: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
+    """Without columns that say nothing: numbers that no row has, and how many seeds where none were averaged."""
+    empty = [name for name in means if means[name].isna().all() or (means[name].astype(str) == "").all()]
+    return means.drop(columns=[*empty, *(["n_runs"] if "seed" not in keys else [])])
+
+
+def _agreement_note(means: pd.DataFrame, keys: Sequence[str], agree: bool) -> str:
     if means.empty:
         return ""
     if "seed" in keys:
@@ -115,7 +127,10 @@ def _agreement_note(means: pd.DataFrame, keys: Sequence[str]) -> str:
         alone = ", of a single run its bootstrap" if counts[0] == 1 else ""
         spread = f"Points are means over {many} seeds, lines their 95 % intervals (Student's t over seeds{alone}), thin marks single seeds"
     else:
-        spread = "Points are runs, lines their 95 % bootstrap intervals over left-out and test examples"
+        over = "bootstrap intervals over left-out and test examples" if agree else "intervals"
+        spread = f"Points are runs, lines their 95 % {over}"
+    if means["noise_ceiling"].isna().all():
+        return f"{spread}." + (" With one retraining seed the noise ceiling of the truth is unknown." if agree else "")
     return f"{spread}; the band is the noise ceiling of the truth with its interval: no estimate blind to the seeds' noise is expected beyond it."
 
 
@@ -221,8 +236,14 @@ def _views(
     room, made = Room.of(len(done)), []
     for one in done:
         if one.record.get("command") not in ("train", "reproduce"):
-            made.append(view(one, f"{one.number}: {label(_asked(one, keys), keys) or one.folder}", room, shelf))
+            made.append(view(one, f"{one.number}: {label(_asked(one, keys), keys) or _chosen(one)}", room, shelf))
     return tuple(made), sorted({shown["unit"] for shown in made if shown["pairs"]})
+
+
+def _chosen(one: Reported) -> str:
+    """What a run is called that nothing tells from others."""
+    choices = one.record.get("choices", {})
+    return ", ".join(str(choices[group]) for group in ("method", "dataset", "model") if group in choices) or one.folder
 
 
 def _asked(one: Reported, keys: Sequence[str]) -> dict[str, str]:

@@ -39,11 +39,11 @@ def view(one: Reported, label: str, room: Room, examples: Examples) -> dict[str,
     """What the page's script draws of a finished run; what its folder does not have is left out, what is damaged is said."""
     table = one.job.table
     compared = table is not None and "statistic" in table and "score" not in table
-    lines = _said(table) if compared else []
+    lines = _said(table) if compared else _headline(one)
     shown = {
         "label": label,
         "said": " ".join(lines[:1]),
-        "lines": lines or [f"influx {one.record.get('command', '')}: no estimate was compared with a truth."],
+        "lines": lines,
         "warnings": [str(line) for line in one.record.get("warnings", [])],
         "rerun": f"influx rerun {shlex.quote(one.folder)}",
         "words": one.words,
@@ -67,6 +67,15 @@ def _said(table: pd.DataFrame) -> list[str]:
     """The agreement in plain words."""
     truth = str(table["truth"].iloc[0]) if "truth" in table else ""
     return verdict(table, UNITS.get(truth.partition("_")[0], "removed example"))
+
+
+def _headline(one: Reported) -> list[str]:
+    """What a run says that did something else than compare an estimate with a truth."""
+    row = one.run.headline
+    if row is None:
+        return ["No estimate was compared with a truth."]
+    limits = f" [{significant(row['ci_low'])}, {significant(row['ci_high'])}]" if row.get("ci_low", math.nan) == row.get("ci_low") else ""
+    return [f"{one.job.headline['label']}: {significant(float(row['value']))}{limits}."]
 
 
 def _pairs(one: Reported, found: Pairs, examples: Examples) -> dict[str, Any]:
@@ -98,7 +107,8 @@ def _gallery(one: Reported, table: pd.DataFrame, rows: int, examples: Examples) 
         for kind, part in own.groupby("kind", sort=False):
             items = [_item(row, config, examples) for row in part.sort_values("rank").head(GALLERY_SIDE).to_dict("records")]
             sides.append({"kind": str(kind), "items": items})
-        made.append({"test": examples.number(config, "test", int(index)), "title": f"test {index}: {title}", "sides": sides[:2]})
+        named = title if index < 0 else f"test {index}: {title}"
+        made.append({"test": examples.number(config, "test", int(index)), "title": named, "sides": sides[:2]})
     total = table["test_index"].nunique()
     said = f"The {len(chosen)} of {total} test examples" if total > len(chosen) else "The test examples"
     unit = unit_of(config)

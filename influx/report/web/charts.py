@@ -16,6 +16,7 @@ from influx.report.tables import significant
 
 Spec = dict[str, Any]
 ROW = 30  # pixels of a row
+MOST_TICKS = 8  # swept numbers that all have a tick
 SHAPES = ["circle", "square", "triangle-up", "diamond", "cross", "triangle-down", "triangle-right", "triangle-left"]
 CEILINGS = ["noise_ceiling", "ceiling_low", "ceiling_high"]
 
@@ -28,7 +29,7 @@ def agreement(table: pd.DataFrame, single: pd.DataFrame, *, statistic: str, limi
     labels = list(dict.fromkeys(table["label"]))
     y = {"field": "label", "type": "nominal", "sort": labels, "title": None, "axis": {"ticks": False, "domain": False}}
     scale = {"domain": list(limits), "nice": False}
-    x = {"field": "value", "type": "quantitative", "scale": scale, "title": statistic}
+    x = {"field": "value", "type": "quantitative", "scale": scale, "title": statistic, "axis": {"tickCount": 6}}
     layers: list[Spec] = [
         {
             "transform": [_known("ceiling_low")],
@@ -58,8 +59,10 @@ def agreement(table: pd.DataFrame, single: pd.DataFrame, *, statistic: str, limi
 
 def along(table: pd.DataFrame, *, statistic: str, key: str, logarithmic: bool, limits: tuple[float, float], description: str) -> Spec:
     """Values against a swept number `at`, a line and its band for each `label`, with the noise ceilings dashed above."""
-    kind: Spec = {"type": "log"} if logarithmic else {"zero": False}
-    x = {"field": "at", "type": "quantitative", "scale": kind, "title": key}
+    kind: Spec = {"padding": 14, **({"type": "log"} if logarithmic else {"zero": False})}
+    places = sorted(map(float, table["at"].unique()))
+    axis: Spec = {"grid": False, "format": "~g", **({"values": places} if len(places) <= MOST_TICKS else {"tickCount": 6})}
+    x = {"field": "at", "type": "quantitative", "scale": kind, "title": key, "axis": axis}
     y = {"field": "value", "type": "quantitative", "scale": {"domain": list(limits), "nice": False}, "title": statistic}
     several = table["label"].nunique() > 1
     colour: Spec = {"color": {"field": "label", "type": "nominal", "legend": {"title": None, "orient": "top", "columns": 3}}} if several else {}

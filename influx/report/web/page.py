@@ -58,6 +58,7 @@ class ReportPage:
     setting: pd.DataFrame
     statistic: str
     heading: str
+    agreement_heading: str
     agreement_note: str
     agreement: tuple[Chart, ...]
     averaged: pd.DataFrame
@@ -80,7 +81,7 @@ def html_of(page: ReportPage) -> str:
     """The page."""
     parts = [
         ("asked", "What was asked", _asked(page)),
-        ("agreement", "How well estimates agree with the truth", _agreement(page)),
+        ("agreement", escape(page.agreement_heading), _agreement(page)),
         ("one", "One run at a time", _one(page)),
         ("claims", "Claims", _claims(page)),
         ("pictures", "Figures of the runs", _pictures(page.pictures)),

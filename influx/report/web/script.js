@@ -168,7 +168,7 @@
       const parts = sides.map(({ kind, items }, side) => {
         const order = ["first", "second"][side];
         const cards = items.map(([number, name, influence]) => make("li", {}, card(number, name, influence)));
-        return make("div", { className: order }, make("h4", { textContent: `most ${kind}`, className: order }), make("ul", { className: "cards" }, ...cards));
+        return make("div", { className: order }, make("h4", { textContent: `most ${kind}`, className: order }), make("ul", { className: cards.some((one) => one.querySelector(".wide")) ? "cards" : "cards small" }, ...cards));
       });
       return make("div", { className: "gallery-row" }, make("div", {}, make("h4", { textContent: "test example" }), card(test, title)), ...parts);
     }));
