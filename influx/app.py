@@ -64,7 +64,19 @@ def launch(command: str, arguments: list[str]) -> int:
 
 
 def job(cfg: DictConfig) -> float | None:
-    """One Hydra job. In a sweep an error is raised, so that the sweep notes it and goes on; a single run ends with one line."""
+    """One Hydra job, but for one of a sweep that is finished in its folder, unless fresh=true."""
+    settings = HydraConfig.get()
+    if settings.mode == RunMode.MULTIRUN and not cfg.get("fresh"):
+        from influx import sweep_resume
+
+        found = sweep_resume.finished(cfg, Path(settings.runtime.output_dir))
+        if found is not None:
+            return found.get("returned")
+    return _job(cfg)
+
+
+def _job(cfg: DictConfig) -> float | None:
+    """In a sweep an error is raised, so that the sweep notes it and goes on; a single run ends with one line."""
     settings = HydraConfig.get()
     try:
         config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
@@ -77,6 +89,7 @@ def job(cfg: DictConfig) -> float | None:
             return None
         from influx.pipelines import run_command  # torch is imported from here on
 
+        config.pop("fresh", None)
         return run_command(config, choices, Path(settings.runtime.output_dir), overrides)
     except (InfluxError, OmegaConfBaseException) as error:
         if settings.mode == RunMode.MULTIRUN:
@@ -94,7 +107,7 @@ def quiet_job(cfg: DictConfig) -> float | None:
     from influx.progress import silence
 
     with silence():
-        return job(cfg)
+        return _job(cfg)
 
 
 def _reproduce(config: dict[str, Any], choices: Mapping[str, str], path: Path, overrides: list[str]) -> None:
