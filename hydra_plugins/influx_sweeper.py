@@ -55,6 +55,7 @@ class GridSweeper(Sweeper):
         return results
 
     def _refusal(self, job: Sequence[str]) -> Exception | None:
+        assert self.config is not None
         try:
             self.context.config_loader.load_sweep_config(self.config, list(job))
         except (HydraException, OmegaConfBaseException, ValueError) as error:

@@ -27,7 +27,7 @@ log = logging.getLogger("influx")
 
 LATEST = 100  # earlier sweeps that are looked at
 NO_MATTER = ("fresh", "logger")  # keys that no number depends on
-HELD: list[FileLock] = []  # by this process, until it ends
+HELD: list[FileLock] = []  # by this process, until its sweep has ended
 
 
 class Resume(Callback):
@@ -62,6 +62,12 @@ def _hold(folder: Path) -> bool:
         return False
     HELD.append(lock)
     return True
+
+
+def release() -> None:
+    """Let others into the folder of the sweep that has ended."""
+    while HELD:
+        HELD.pop().release()
 
 
 def _earlier(config: DictConfig) -> Path | None:
