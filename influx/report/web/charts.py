@@ -33,7 +33,7 @@ def agreement(table: pd.DataFrame, single: pd.DataFrame, *, statistic: str, limi
     layers: list[Spec] = [
         {
             "transform": [_known("ceiling_low")],
-            "mark": {"type": "bar", "color": "$ceiling", "opacity": 0.3, "height": {"band": 0.9}},
+            "mark": {"type": "bar", "color": "$ceiling", "opacity": 0.3, "height": {"band": 0.9}, "clip": True},
             "encoding": {"x": {**x, "field": "ceiling_low"}, "x2": {"field": "ceiling_high"}},
         },
         {
@@ -65,12 +65,14 @@ def along(table: pd.DataFrame, *, statistic: str, key: str, logarithmic: bool, l
     x = {"field": "at", "type": "quantitative", "scale": kind, "title": key, "axis": axis}
     y = {"field": "value", "type": "quantitative", "scale": {"domain": list(limits), "nice": False}, "title": statistic}
     several = table["label"].nunique() > 1
-    colour: Spec = {"color": {"field": "label", "type": "nominal", "legend": {"title": None, "orient": "top", "columns": 3}}} if several else {}
+    colour: Spec = (
+        {"color": {"field": "label", "type": "nominal", "legend": {"title": None, "orient": "top", "columns": 3}}} if several else {}
+    )
     solid: Spec = {} if several else {"color": "$accent"}
     layers: list[Spec] = [
         {
             "transform": [_known("ceiling_low")],
-            "mark": {"type": "area", "color": "$ceiling", "opacity": 0.25},
+            "mark": {"type": "area", "color": "$ceiling", "opacity": 0.25, "clip": True},
             "encoding": {"y": {**y, "field": "ceiling_low"}, "y2": {"field": "ceiling_high"}, "detail": {"field": "label"}},
         },
         {
@@ -176,4 +178,10 @@ def _known(field: str) -> Spec:
 
 def _spec(description: str, **parts: Any) -> Spec:
     schema = "https://vega.github.io/schema/vega-lite/v6.json"
-    return {"$schema": schema, "description": description, "width": "container", "autosize": {"type": "fit", "contains": "padding"}, **parts}
+    return {
+        "$schema": schema,
+        "description": description,
+        "width": "container",
+        "autosize": {"type": "fit", "contains": "padding"},
+        **parts,
+    }

@@ -18,9 +18,8 @@ HEADINGS = {
     "ci_high": "to",
     "ceiling_low": "ceiling from",
     "ceiling_high": "ceiling to",
-    "n_runs": "seeds",
+    "n_jobs": "runs averaged",
     "value": "value",
-    "jobs": "runs",
     "job": "run",
 }
 
@@ -48,7 +47,7 @@ class Picture:
 class ReportPage:
     """What the page shows; a part that is empty is left out.
 
-    `averaged` and `summary`: tables as `influx.report_numbers.averaged` and summary.csv have them; `views`: by run, what the script
+    `averaged` and `summary`: tables as `influx.reporting.numbers.averaged` and summary.csv have them; `views`: by run, what the script
     draws of it, with its label; `runs`: a row a run, with the commands that repeat it.
     """
 
@@ -138,22 +137,28 @@ def _some(chart: Chart | None) -> tuple[Chart, ...]:
 
 def _asked(page: ReportPage) -> str:
     commands = "".join(f"<pre><code>{escape(command)}</code></pre>\n" for command in page.commands)
-    return commands + table("setting", page.setting, caption="the setting: what was chosen, and the values that runs share; | between those that differ")
+    return commands + table(
+        "setting", page.setting, caption="the setting: what was chosen, and the values that runs share; | between those that differ"
+    )
 
 
 def _agreement(page: ReportPage) -> str:
     if page.averaged.empty:
         return ""
     charts = "".join(_figure(chart) for chart in page.agreement)
-    choices = [column for column in page.averaged if column not in HEADINGS and page.averaged[column].dtype == object or _is_text(page.averaged, column)]
+    choices = [column for column in page.averaged if _is_text(page.averaged, column)]
     numbers = table(
-        "averaged", page.averaged, caption=f"{page.statistic}, the numbers of the chart", choices=choices, headings=HEADINGS | {"value": page.heading}
+        "averaged",
+        page.averaged,
+        caption=f"{page.statistic}, the numbers of the chart",
+        choices=choices,
+        headings=HEADINGS | {"value": page.heading},
     )
     return f'<p class="note">{escape(page.agreement_note)}</p>\n<div class="charts">{charts}</div>\n{numbers}'
 
 
 def _is_text(rows: pd.DataFrame, column: str) -> bool:
-    return not pd.api.types.is_numeric_dtype(rows[column].dtype) and column != "jobs"
+    return not pd.api.types.is_numeric_dtype(rows[column].dtype)
 
 
 def _figure(chart: Chart) -> str:
@@ -193,7 +198,8 @@ def _claims(page: ReportPage) -> str:
 
 def _pictures(pictures: Sequence[Picture]) -> str:
     return "".join(
-        f'<figure class="picture"><img src="{one.address}" alt="{escape(one.words)}"><figcaption>{escape(one.words)}</figcaption></figure>\n'
+        f'<figure class="picture"><img src="{one.address}" alt="{escape(one.words)}">'
+        f"<figcaption>{escape(one.words)}</figcaption></figure>\n"
         for one in pictures
     )
 
@@ -204,14 +210,22 @@ def _summary(page: ReportPage) -> str:
         return ""
     words = [column for column in page.summary if _is_text(page.summary, column) and column not in ("status", "folder")]
     chosen = {"statistic": "spearman"} if "statistic" in page.summary and "spearman" in set(page.summary["statistic"]) else {}
-    return table("statistics", page.summary, caption="summary.csv: a row a run and statistic", choices=words, chosen=chosen, headings=HEADINGS)
+    return table(
+        "statistics", page.summary, caption="summary.csv: a row a run and statistic", choices=words, chosen=chosen, headings=HEADINGS
+    )
 
 
 def _costs(page: ReportPage) -> str:
     if page.costs.empty:
         return ""
     chart = "".join(map(_figure, _some(page.cost_chart)))
-    return chart + table("cost-table", page.costs, caption="seconds of each stage, operations and memory of each run", choices=["method", "dataset"] if {"method", "dataset"} <= {*page.costs} else [], headings=HEADINGS)
+    return chart + table(
+        "cost-table",
+        page.costs,
+        caption="seconds of each stage, operations and memory of each run",
+        choices=["method", "dataset"] if {"method", "dataset"} <= {*page.costs} else [],
+        headings=HEADINGS,
+    )
 
 
 def _troubles(page: ReportPage) -> str:

@@ -11,8 +11,8 @@ import pandas as pd
 
 from influx import sweeps
 from influx.errors import InfluxError, nearest
-from influx.report_page import page_of
-from influx.report_runs import Reported, collect
+from influx.reporting.page import page_of
+from influx.reporting.runs import Reported, collect
 from influx.rule_kinds import FLAG, TEXT, Rule
 from influx.store import write_whole
 

@@ -1,9 +1,8 @@
-"""What a report's page shows of one run: what its numbers say, some of its pairs, its most influential training examples, how to repeat it."""
+"""What a report's page shows of one run: its numbers in words, some of its pairs, its most influential examples, how to repeat it."""
 
 from __future__ import annotations
 
 import math
-import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,9 +11,9 @@ import pandas as pd
 
 from influx.errors import InfluxError
 from influx.report.tables import significant, verdict
-from influx.report_examples import Examples, unit_of
-from influx.report_numbers import Pairs, pairs
-from influx.report_runs import Reported
+from influx.reporting.examples import Examples, unit_of
+from influx.reporting.numbers import Pairs, pairs
+from influx.reporting.runs import Reported
 
 ALL_PAIRS, MOST_PAIRS, FEWEST_PAIRS = 16_000, 2_000, 200  # of all runs together; of one run, at most and at least
 GALLERY_ROWS, GALLERY_SIDE = 4, 4  # test examples of a run, and training examples on each of their sides
@@ -37,29 +36,29 @@ class Room:
 
 def view(one: Reported, label: str, room: Room, examples: Examples) -> dict[str, Any]:
     """What the page's script draws of a finished run; what its folder does not have is left out, what is damaged is said."""
-    table = one.job.table
-    compared = table is not None and "statistic" in table and "score" not in table
-    lines = _said(table) if compared else _headline(one)
-    shown = {
+    table = one.job.table if one.compared else None
+    lines = _headline(one) if table is None else _said(table)
+    warnings = [str(line) for line in one.record.get("warnings", [])]
+    shown: dict[str, Any] = {
         "label": label,
         "said": " ".join(lines[:1]),
         "lines": lines,
-        "warnings": [str(line) for line in one.record.get("warnings", [])],
-        "rerun": f"influx rerun {shlex.quote(one.folder)}",
+        "warnings": warnings,
+        "rerun": one.again,
         "words": one.words,
-        "unit": unit_of(one.config) if compared else "",
-        "calibrated": bool(compared and (table["statistic"] == "slope").any()),
+        "unit": "" if table is None else unit_of(one.config),
+        "calibrated": table is not None and bool((table["statistic"] == "slope").any()),
         "pairs": None,
         "gallery": [],
         "gallery_note": "",
     }
     try:
-        if compared:
+        if table is not None:
             shown["pairs"] = _pairs(one, pairs(one.fresh(), room.pairs), examples)
         if "top_influences" in one.run.tables:
             shown |= _gallery(one, one.fresh().table("top_influences"), room.rows, examples)
     except InfluxError as error:
-        shown["warnings"].append(str(error))
+        warnings.append(str(error))
     return shown
 
 
@@ -112,7 +111,8 @@ def _gallery(one: Reported, table: pd.DataFrame, rows: int, examples: Examples) 
     total = table["test_index"].nunique()
     said = f"The {len(chosen)} of {total} test examples" if total > len(chosen) else "The test examples"
     unit = unit_of(config)
-    note = f"{said} on which an influence is largest; below each training example the predicted change{f' in {unit}' if unit else ''} when it is left out."
+    change = f"predicted change in {unit}" if unit else "predicted change"
+    note = f"{said} on which an influence is largest; below each training example the {change} when it is left out."
     return {"gallery": made, "gallery_note": note}
 
 

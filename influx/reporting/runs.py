@@ -18,7 +18,7 @@ import pandas as pd
 
 from influx import run_files
 from influx.errors import InfluxError
-from influx.report_numbers import train_size
+from influx.reporting.numbers import train_size
 from influx.runs import Run, Sweep, load
 from influx.sweep_jobs import Job
 
@@ -45,6 +45,12 @@ class Reported:
         return self.status == "finished"
 
     @property
+    def compared(self) -> bool:
+        """Whether it compared an estimate with a truth, pair by pair."""
+        table = self.job.table
+        return table is not None and "statistic" in table and "score" not in table
+
+    @property
     def record(self) -> dict[str, Any]:
         return self.job.record
 
@@ -53,6 +59,11 @@ class Reported:
         """The command line that makes this run again with today's defaults."""
         command = self.record.get("command") or "validate"
         return f"influx {shlex.join([str(command), *self.given])}"
+
+    @property
+    def again(self) -> str:
+        """The command that repeats this run with its own configuration."""
+        return f"influx rerun {shlex.quote(self.folder)}"
 
     @property
     def given(self) -> list[str]:
@@ -91,8 +102,8 @@ def collect(paths: Sequence[Path]) -> tuple[list[Reported], list[str]]:
         members = found.runs if isinstance(found, Sweep) else (found,)
         new = {run.path.resolve(): run for run in members if run.path.resolve() not in runs}
         if new:
-            first = _reported(0, next(iter(new.values())))
-            commands.append(command_of(path, first) if isinstance(found, Sweep) else first.words)
+            one = _reported(0, next(iter(new.values())))
+            commands.append(command_of(path, one) if isinstance(found, Sweep) else one.words)
         runs |= new
     reported = _with_defaults([_reported(number, run) for number, run in enumerate(runs.values())])
     if not any(one.finished for one in reported):

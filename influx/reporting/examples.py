@@ -96,7 +96,8 @@ def _shown(data: Any, part: str, index: int) -> Shown | None:
         return Shown(made.title, image=made.image)
     if data.texts or not made.lines or not all(" = " in line for line in made.lines):
         return Shown(made.title, text=" ".join(made.lines))
-    return Shown(made.title, features=tuple(tuple(line.split(" = ", 1)) for line in made.lines))  # type: ignore[misc]
+    named = [line.partition(" = ") for line in made.lines]
+    return Shown(made.title, features=tuple((name, value) for name, _, value in named))
 
 
 def unit_of(config: Mapping[str, Any]) -> str:
