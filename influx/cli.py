@@ -111,9 +111,6 @@ def _complete(arguments: list[str]) -> int:
 
         print(" ".join(storekeeping.WORDS))
         return 0
-    if words[1] == "report":
-        print("out= title= examples=")
-        return 0
     if words[1] not in COMMANDS or words[1] == "rerun":
         return 0
     before, _, after = line.partition(words[1])

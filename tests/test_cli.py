@@ -63,7 +63,7 @@ def test_version_is_ours_not_hydras(run_influx: Run, tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         (("validat",), r"there is no command 'validat'; the commands are train, .*rerun\. Did you mean 'validate'\?"),
-        (("qqq",), r"there is no command 'qqq'; the commands are train, estimate, validate, reproduce, store, rerun\.$"),
+        (("qqq",), r"there is no command 'qqq'; the commands are train, estimate, validate, reproduce, report, store, rerun\.$"),
         (("seed=1", "validate"), r"the command comes first: influx validate seed=1$"),
         (("-cd", "train", "validate"), r"the command comes first: influx train -cd validate$"),
     ],

@@ -88,7 +88,9 @@ def _shown(data: Any, part: str, index: int) -> Shown | None:
     """An example as the page keeps it: an image, features with their values in original units, or the beginning of a text."""
     from influx.pipelines.exhibits import exhibit
 
-    rows = () if data is None else np.flatnonzero(getattr(data, f"{part}_index") == index)
+    if data is None:
+        return None
+    rows = np.flatnonzero(getattr(data, f"{part}_index") == index)
     if len(rows) == 0:
         return None
     made = exhibit(data, part, int(rows[0]))

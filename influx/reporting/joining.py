@@ -11,10 +11,12 @@ import pandas as pd
 
 from influx import sweeps
 from influx.errors import InfluxError, nearest
+from influx.reporting.numbers import telling
 from influx.reporting.page import page_of
 from influx.reporting.runs import Reported, collect
 from influx.rule_kinds import FLAG, TEXT, Rule
 from influx.store import write_whole
+from influx.sweep_seeds import over_seeds
 
 USAGE = """influx report: join finished runs into one table, one figure and one HTML page
 
@@ -35,7 +37,6 @@ RULES: dict[str, Rule] = {
     "title": TEXT,
     "examples": FLAG,
 }
-WORDS = tuple(f"{key}=" for key in RULES)  # what the shell can complete
 
 
 def command(words: Sequence[str]) -> int:
@@ -49,8 +50,10 @@ def command(words: Sequence[str]) -> int:
         return 0
     paths, settings = _read(words)
     out = Path(settings.get("out", f"outputs/report/{time.strftime('%Y-%m-%d_%H-%M-%S')}"))
-    _check_place(out)
+    if out.exists() and not out.is_dir():
+        raise InfluxError(f"out={out} is a file: choose a folder.")
     runs, commands = collect(paths)
+    _make(out)
     write(runs, commands, out, str(settings.get("title", "Can these influence estimates be trusted?")), settings.get("examples", True))
     return 0
 
@@ -74,8 +77,7 @@ def _read(words: Sequence[str]) -> tuple[list[Path], dict[str, Any]]:
     return paths, settings
 
 
-def _check_place(out: Path) -> None:
-    """Refuse a place that cannot be written to before anything is read."""
+def _make(out: Path) -> None:
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -91,7 +93,9 @@ def write(runs: Sequence[Reported], commands: Sequence[str], out: Path, title: s
     picture.unlink(missing_ok=True)
     compared = bool(ranked["value"].notna().any())
     if compared:
-        sweeps.draw(ranked, picture, sweeps.common([one.job for one in runs]))
+        known = telling(ranked)
+        means = over_seeds(known)
+        sweeps.draw(known if means is None else means, picture, sweeps.common([one.job for one in runs]))
     text, notes = page_of(runs, commands, table, ranked, title=title, examples=examples)
     write_whole(out / "report.html", text.encode())
     for one in runs:

@@ -57,7 +57,7 @@ class Reported:
     @property
     def words(self) -> str:
         """The command line that makes this run again with today's defaults."""
-        command = self.record.get("command") or "validate"
+        command = self.record.get("command") or self.config.get("command") or "validate"
         return f"influx {shlex.join([str(command), *self.given])}"
 
     @property
@@ -134,7 +134,7 @@ def _with_defaults(runs: Sequence[Reported]) -> list[Reported]:
     keys = dict.fromkeys(key for one in runs for key in one.job.asked if key not in ELSEWHERE)
     made = []
     for one in runs:
-        asked = {key: one.job.asked[key] if key in one.job.asked else _by_default(one, key) for key in keys}
+        asked = {key: _as_number(one.job.asked[key] if key in one.job.asked else _by_default(one, key)) for key in keys}
         job = Job(one.number, asked, one.job.record, one.job.table, one.job.curve)
         made.append(Reported(one.number, one.run, one.status, job))
     return made
@@ -145,6 +145,15 @@ def _by_default(one: Reported, key: str) -> str:
     if key in one.record.get("choices", {}):
         return str(one.record["choices"][key])
     return written(dict(leaves(one.config)).get(key, ""))
+
+
+def _as_number(text: str) -> str:
+    """A number in one way of writing it (`0`, `0.0` and `0e0` are the same setting); other texts as they are."""
+    try:
+        number = float(text)
+    except ValueError:
+        return text
+    return str(int(number)) if number.is_integer() else repr(number)
 
 
 def command_of(folder: Path, first: Reported) -> str:

@@ -33,12 +33,12 @@ def agreement(table: pd.DataFrame, single: pd.DataFrame, *, statistic: str, limi
     layers: list[Spec] = [
         {
             "transform": [_known("ceiling_low")],
-            "mark": {"type": "bar", "color": "$ceiling", "opacity": 0.3, "height": {"band": 0.9}, "clip": True},
+            "mark": {"type": "bar", "color": "$ceiling", "opacity": 0.3, "height": {"band": 1}, "clip": True},
             "encoding": {"x": {**x, "field": "ceiling_low"}, "x2": {"field": "ceiling_high"}},
         },
         {
             "transform": [_known("noise_ceiling")],
-            "mark": {"type": "tick", "color": "$ceiling", "thickness": 2, "height": {"band": 0.9}},
+            "mark": {"type": "tick", "color": "$ceiling", "thickness": 2, "height": {"band": 1}},
             "encoding": {"x": {**x, "field": "noise_ceiling"}},
         },
         {

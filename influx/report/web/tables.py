@@ -11,7 +11,7 @@ import pandas as pd
 
 from influx.report.tables import significant
 
-LONG = 40  # characters from which a cell is broken into lines
+LONG, LONGEST = 40, 200  # characters from which a cell is broken into lines, and gets more room for them
 MOST_CHOICES = 12  # values of a column that a choice above the table lists
 FEW = 12  # rows up to which nothing needs a filter
 
@@ -89,7 +89,8 @@ def _cell(value: Any, numeric: bool, code: bool) -> str:
     text = escape(_text(value))
     if code and text:
         return f'<td class="command"><code>{text}</code></td>'
-    return f'<td class="long">{text}</td>' if len(text) > LONG else f"<td>{text}</td>"
+    size = "longest" if len(text) > LONGEST else "long" if len(text) > LONG else ""
+    return f'<td class="{size}">{text}</td>' if size else f"<td>{text}</td>"
 
 
 def _shown(value: float) -> str:
