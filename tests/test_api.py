@@ -170,7 +170,7 @@ def test_answers_of_several_numbers() -> None:
         module, lambda f, y: (f - y).square().sum(1), (x, x[:, :2]), (x_test, x_test[:, :2]), method="exact", weight_decay=0.1
     )
     assert made.influence.shape == (24, 6)
-    assert len(made.top_influences)
+    assert len(made.table("top_influences"))
 
 
 def test_a_named_folder_stays_and_another_goes(tmp_path: Path) -> None:
@@ -189,11 +189,10 @@ def test_a_named_folder_stays_and_another_goes(tmp_path: Path) -> None:
 TRAINS = r"trains models of its own, and influx.estimate takes the one model as it is"
 FOLLOWS = r"follows the training run, and influx.estimate has only its end"
 NEEDS = {  # what influx.estimate says to methods that need more than a trained model
-    "hypergradient": FOLLOWS, "unrolled": FOLLOWS, "source": FOLLOWS, "subset": TRAINS, "datamodels": TRAINS, "data_shapley": TRAINS,
-    "turnover_dropout": TRAINS, "external": "path", "kronfluence": ".", "captum": ".", "dattri": ".", "mismatched": ".", "as_published": ".",
-    "tracin": FOLLOWS,
+    "hypergradient": FOLLOWS, "unrolled": FOLLOWS, "source": FOLLOWS, "tracin": FOLLOWS, "subset": TRAINS, "datamodels": TRAINS,
+    "data_shapley": TRAINS, "turnover_dropout": TRAINS, "external": "path",
 }  # fmt: skip
-SMALL = {"subset": {"method.subsets": 4}, "datamodels": {"method.subsets": 4}, "data_shapley": {"method.permutations": 2}}
+SMALL = {"subset": {"method.subsets": 40}, "datamodels": {"method.subsets": 40}, "data_shapley": {"method.permutations": 2}}
 
 
 def options(method: str) -> dict[str, Any]:
@@ -204,23 +203,23 @@ def options(method: str) -> dict[str, Any]:
 @pytest.mark.parametrize("method", sorted(file.stem for file in (CONF / "method").glob("*.yaml")))
 def test_every_method_works_or_says_why_not(method: str) -> None:
     train, test = classes(18, 4)
-    try:
-        run = influx.estimate(net(), "cross_entropy", train, test, method=method, weight_decay=0.5, settings=options(method))
-    except InfluxError as error:
-        assert method in NEEDS, error
-        assert pytest.raises(InfluxError, match=NEEDS[method])
-        import re
 
-        assert re.search(NEEDS[method], str(error)), error
-        return
-    assert np.isfinite(run.influence.to_numpy()).all()
-    assert NEEDS.get(method, ".") == "."
+    def run() -> influx.Run:
+        return influx.estimate(net(), "cross_entropy", train, test, method=method, weight_decay=0.5, settings=options(method))
+
+    if method in ("kronfluence", "captum", "dattri"):
+        pytest.importorskip(method)
+    if method in NEEDS:
+        with pytest.raises(InfluxError, match=NEEDS[method]):
+            run()
+    else:
+        assert np.isfinite(run().influence.to_numpy()).all()
 
 
 @pytest.mark.parametrize("method", ["hypergradient", "tracin", "turnover_dropout", "ekfac"])
 def test_methods_that_follow_training_work_where_it_is_trained(method: str) -> None:
     train, test = classes(18, 4)
-    run = influx.validate(net, "cross_entropy", train, test, method=method, training="adam", settings=FEW)
+    run = influx.validate(net, "cross_entropy", train, test, method=method, training="sgd", settings=FEW)
     assert {"pearson", "spearman"} <= set(run.correlations["statistic"])
 
 
