@@ -123,10 +123,9 @@ def test_it_is_the_command_line_on_other_data(tmp_path: Path) -> None:
         "resamples": 20,
         "training.weight_decay": there.config["training"]["weight_decay"],
     }
-    here = influx.validate(
-        nn.Linear(4, 3, dtype=torch.float64), "cross_entropy", (data.train_inputs, data.train_targets), (data.test_inputs, data.test_targets),
-        method="exact", training="newton", settings=settings,
-    )  # fmt: skip
+    train, test = (data.train_inputs, data.train_targets), (data.test_inputs, data.test_targets)
+    module = nn.Linear(4, 3, dtype=torch.float64)
+    here = influx.validate(module, "cross_entropy", train, test, method="exact", training="newton", settings=settings)
     # other starts of a convex problem, each solved to a gradient norm of 1e-9
     np.testing.assert_allclose(here.influence.to_numpy(), there.influence.to_numpy(), rtol=1e-5, atol=1e-8)
 
