@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import hydra
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
 from hydra.experimental.callback import Callback
@@ -21,7 +22,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 
-from influx import rules
+from influx import rules, sweep_resume
 from influx.configuration import conf_dir
 from influx.errors import InfluxError, nearest
 
@@ -44,6 +45,7 @@ def launch(command: str, arguments: list[str]) -> int:
             hydra.main(version_base="1.3", config_path=str(conf), config_name=command)(job)()
         finally:
             _summarise()
+            sweep_resume.release()
         return 0
     except BrokenPipeError:  # the reader of our output has seen enough; nothing is left to flush at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -64,7 +66,17 @@ def launch(command: str, arguments: list[str]) -> int:
 
 
 def job(cfg: DictConfig) -> float | None:
-    """One Hydra job. In a sweep an error is raised, so that the sweep notes it and goes on; a single run ends with one line."""
+    """One Hydra job, but for one of a sweep that is finished in its folder, unless fresh=true."""
+    settings = HydraConfig.get()
+    if settings.mode == RunMode.MULTIRUN and not cfg.get("fresh"):
+        found = sweep_resume.finished(cfg, Path(settings.runtime.output_dir))
+        if found is not None:
+            return found.get("returned")
+    return _job(cfg)
+
+
+def _job(cfg: DictConfig) -> float | None:
+    """In a sweep an error is raised, so that the sweep notes it and goes on; a single run ends with one line."""
     settings = HydraConfig.get()
     try:
         config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
@@ -77,6 +89,7 @@ def job(cfg: DictConfig) -> float | None:
             return None
         from influx.pipelines import run_command  # torch is imported from here on
 
+        config.pop("fresh", None)
         return run_command(config, choices, Path(settings.runtime.output_dir), overrides)
     except (InfluxError, OmegaConfBaseException) as error:
         if settings.mode == RunMode.MULTIRUN:
@@ -94,7 +107,7 @@ def quiet_job(cfg: DictConfig) -> float | None:
     from influx.progress import silence
 
     with silence():
-        return job(cfg)
+        return _job(cfg)
 
 
 def _reproduce(config: dict[str, Any], choices: Mapping[str, str], path: Path, overrides: list[str]) -> None:
@@ -297,11 +310,16 @@ def _known_keys(command: str, arguments: list[str]) -> set[str]:
     """Every key of the command's configuration, with the group options that the line chose, as far as those exist."""
     groups = {place.name for place in conf_dir().iterdir() if place.is_dir()}
     chosen = [word for word in arguments if word.partition("=")[0].partition("@")[0] in groups and "," not in word]
-    with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        try:
-            composed = hydra.compose(command, chosen)
-        except (HydraException, OmegaConfBaseException):
-            composed = hydra.compose(command)
+    running = GlobalHydra.instance().hydra  # of a sweep, one of whose jobs is explained
+    GlobalHydra.instance().clear()
+    try:
+        with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
+            try:
+                composed = hydra.compose(command, chosen)
+            except (HydraException, OmegaConfBaseException):
+                composed = hydra.compose(command)
+    finally:
+        GlobalHydra.instance().hydra = running
     keys = {key for key, _ in _flat(OmegaConf.to_container(composed))}  # type: ignore[arg-type]
     return {key for key in keys if not key.endswith("_target_")} | {"experiment"}
 

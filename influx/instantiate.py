@@ -83,7 +83,30 @@ def describe(instance: Any) -> dict[str, Any]:
     said: dict[str, Any] = {"class": f"{cls.__module__}.{cls.__qualname__}"}
     for name, value in vars(instance).items():
         said[name] = describe(value) if hasattr(value, "__dict__") and not isinstance(value, type) else value
-    foreign = {base.__module__ for base in cls.__mro__ if not base.__module__.startswith(("influx.", "builtins", "abc"))}
+    foreign = _foreign(cls)
     if foreign:
-        said["source"] = {name: inspect.getsource(sys.modules[name]) for name in sorted(foreign)}
+        said["source"] = foreign
     return said
+
+
+def foreign_sources(config: Any) -> dict[str, str]:
+    """The source of every module outside `influx` that a `_target_` anywhere in a configuration comes from. One that cannot be imported is
+    left out: the run that asks for it says so."""
+    if isinstance(config, Mapping):
+        found = {name: text for value in config.values() for name, text in foreign_sources(value).items()}
+        path = config.get("_target_")
+        if isinstance(path, str) and not path.startswith("influx."):
+            module, _, name = path.rpartition(".")
+            try:
+                found |= _foreign(getattr(importlib.import_module(module), name))
+            except (ImportError, AttributeError, ValueError, OSError, TypeError):
+                return found
+        return found
+    if isinstance(config, list):
+        return {name: text for value in config for name, text in foreign_sources(value).items()}
+    return {}
+
+
+def _foreign(cls: type) -> dict[str, str]:
+    names = {base.__module__ for base in cls.__mro__ if not base.__module__.startswith(("influx.", "builtins", "abc"))}
+    return {name: inspect.getsource(sys.modules[name]) for name in sorted(names)}

@@ -25,6 +25,7 @@ from safetensors.torch import save
 
 from influx.configuration import conf_dir
 from influx.errors import AccuracyWarning
+from influx.provenance import surroundings
 from influx.store import digest, write_whole
 
 log = logging.getLogger("influx")
@@ -42,8 +43,9 @@ SHOWN_WARNINGS = 3  # of one stage on the screen; the record has them all
 LIBRARIES = ("influx", "torch", "torchvision", "numpy", "scipy", "scikit-learn", "pandas", "hydra-core")
 
 AFTERWARDS = (  # make no run's numbers
-    "studies", "report", "cli.py", "app.py", "launching.py", "sweeps.py", "sweep_jobs.py", "sweep_scores.py", "storekeeping.py",
-    "pipelines/reproduce.py", "runs.py", "run_cards.py", "run_files.py", "finished_run.py", "doctor.py", "self_check.py", "loggers",
+    "studies", "report", "cli.py", "app.py", "launching.py", "sweeps.py", "sweep_jobs.py", "sweep_scores.py", "sweep_resume.py",
+    "sweep_seeds.py", "storekeeping.py", "pipelines/reproduce.py", "runs.py", "run_cards.py", "run_files.py", "finished_run.py", "doctor.py",
+    "self_check.py", "installation.py", "machine.py", "finding.py", "completion.py", "flags.py", "plain_settings.py", "loggers",
 )  # fmt: skip
 
 
@@ -85,6 +87,7 @@ class RunFolder:
             "versions": {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}},
             "git_commit": _git_commit(),
             "source": source_digest(),
+            "surroundings": surroundings(config),
             "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             "stage_seconds": {},
             "reused": [],
@@ -129,6 +132,17 @@ class RunFolder:
 
     def parameters(self, name: str, tensors: Mapping[str, torch.Tensor]) -> None:
         write_whole(self.path / name, save({key: value.detach().cpu().contiguous() for key, value in tensors.items()}))
+
+
+def is_finished(path: Path, config: Mapping[str, Any]) -> bool:
+    """Whether the folder holds a finished run of this configuration: by this code, with the user's own classes and files as they are."""
+    try:
+        record = RunFolder.read(path)
+    except (OSError, ValueError):
+        return False
+    if record.get("status") != "finished" or record.get("config_digest") != digest(config):
+        return False
+    return record.get("source") == source_digest() and record.get("surroundings") == surroundings(config)
 
 
 def _git_commit() -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,13 @@ def note_failure(folder: Path, error: Exception) -> None:
     if asked.is_file() and not _newer(record, asked):
         said = {"status": f"failed: {str(error).strip().splitlines()[0]}"}
         write_whole(record, (json.dumps(said, indent=2) + "\n").encode())
+
+
+def note_refusal(folder: Path, words: Sequence[str], reason: str) -> None:
+    """A folder for a job that could not be composed: what it was asked, and why it was refused."""
+    (folder / ".hydra").mkdir(parents=True, exist_ok=True)
+    write_whole(folder / ".hydra" / "overrides.yaml", yaml.safe_dump(list(words)).encode())
+    write_whole(folder / "run.json", (json.dumps({"status": f"failed: {reason.splitlines()[0]}"}, indent=2) + "\n").encode())
 
 
 def read(folder: Path) -> list[Job]:

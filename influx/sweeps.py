@@ -18,12 +18,14 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from influx.report.heat_grid import save_grid
 from influx.report.ranking import save_lines, save_ranking
 from influx.report.tables import interval, significant, to_markdown
 from influx.store import write_whole
 from influx.sweep_jobs import SPEARMAN, Job, read
 from influx.sweep_scores import Scores, is_of_method, once, rows
 from influx.sweep_scores import draw as draw_scores
+from influx.sweep_seeds import REPEATS, over_seeds, shared_seeds
 
 IDENTITY = ("method", "truth", "measurement")  # of a row of correlations.csv
 NUMBERS = ["value", "ci_low", "ci_high", "noise_ceiling", "ceiling_low", "ceiling_high", "corrected"]
@@ -40,12 +42,15 @@ def join(folder: Path) -> None:
         return
     table = joined(jobs)
     ranked = headline(table)
+    averaged = over_seeds(ranked)
     write_whole(folder / "summary.csv", table.to_csv(index=False).encode())
-    write_whole(folder / "summary.md", _markdown(folder, ranked).encode())
+    write_whole(folder / "summary.md", _markdown(folder, ranked, averaged).encode())
     (folder / "summary.png").unlink(missing_ok=True)  # of an earlier sweep in the same folder
     if _compared(ranked):
-        _picture(jobs, ranked, folder / "summary.png")
-    Console(width=None if sys.stdout.isatty() else WIDTH, highlight=False).print(lines(ranked))
+        _picture(jobs, ranked, averaged, folder / "summary.png")
+    Console(width=None if sys.stdout.isatty() else WIDTH, highlight=False).print(lines(ranked if averaged is None else averaged))
+    if averaged is not None:
+        print("\n".join(_about_seeds(ranked, averaged)))
     print("\n".join(failures(ranked)), end="\n" if failures(ranked) else "")
     print(f"summary: {folder / 'summary.csv'}")
 
@@ -151,7 +156,19 @@ def failures(ranked: pd.DataFrame) -> list[str]:
     ]
 
 
-def _markdown(folder: Path, ranked: pd.DataFrame) -> str:
+def _repeated(averaged: pd.DataFrame) -> str:
+    """What a mean over jobs is a mean of."""
+    counts = sorted(set(averaged["n_jobs"]))
+    number = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+    return f"means over {number} jobs that differ in {', '.join(averaged.attrs['repeated'])} alone, 95 % t-intervals over them"
+
+
+def _about_seeds(ranked: pd.DataFrame, averaged: pd.DataFrame) -> list[str]:
+    said = _repeated(averaged)
+    return [f"{said[0].upper()}{said[1:]}.", *filter(None, [shared_seeds(ranked)])]
+
+
+def _markdown(folder: Path, ranked: pd.DataFrame, averaged: pd.DataFrame | None) -> str:
     table = pd.DataFrame(_cells(ranked), columns=_shown(ranked))
     done = ranked.loc[ranked["status"] == "finished", "job"].nunique()
     note = "Spearman: mean over test examples of the rank correlation with the truth. All statistics: summary.csv.\n"
@@ -162,8 +179,11 @@ def _markdown(folder: Path, ranked: pd.DataFrame) -> str:
         f"# Sweep {folder.name}\n",
         f"{done} of {ranked['job'].nunique()} jobs finished.",
         note if _compared(ranked) else "",
-        to_markdown(table),
     ]
+    if averaged is not None:
+        means = pd.DataFrame(_cells(averaged), columns=_shown(averaged))
+        parts += ["\n".join(_about_seeds(ranked, averaged)) + "\n", to_markdown(means), "\n## Every job\n"]
+    parts.append(to_markdown(table))
     return "\n".join(part for part in parts if part) + (f"\n## Failed\n{failed}\n" if failed else "")
 
 
@@ -178,7 +198,8 @@ def _name(ranked: pd.DataFrame) -> str:
 
 def _shown(ranked: pd.DataFrame) -> list[str]:
     correlations = ["noise ceiling", "corrected"] if ranked.attrs["headline"] == SPEARMAN else []
-    return ["job", *ranked.attrs["keys"], *([_name(ranked), "95 % interval", *correlations] if _compared(ranked) else []), "seconds"]
+    first = "jobs" if "n_jobs" in ranked else "job"
+    return [first, *ranked.attrs["keys"], *([_name(ranked), "95 % interval", *correlations] if _compared(ranked) else []), "seconds"]
 
 
 def _cells(ranked: pd.DataFrame) -> list[list[str]]:
@@ -190,12 +211,13 @@ def _cells(ranked: pd.DataFrame) -> list[list[str]]:
         numbers = [significant(row.value), interval(row)] if compared else []
         if compared and ranked.attrs["headline"] == SPEARMAN:
             numbers += [significant(row.noise_ceiling), significant(row.corrected)]
-        made.append(["" if named.get("baseline") is True else str(row.job), *keys, *numbers, significant(row.seconds)])
+        job = named.get("n_jobs", named["job"])
+        made.append(["" if named.get("baseline") is True else str(job), *keys, *numbers, significant(row.seconds)])
     return made
 
 
-def _picture(jobs: list[Job], ranked: pd.DataFrame, path: Path) -> None:
-    """Of a task's jobs that differ in their method alone: their curves as well."""
+def _picture(jobs: list[Job], ranked: pd.DataFrame, averaged: pd.DataFrame | None, path: Path) -> None:
+    """Of a task's jobs that differ in their method alone: their curves as well. Of repeated jobs: their means."""
     about, tasks = common(jobs), scored(jobs)
     if tasks and all(map(is_of_method, ranked.attrs["keys"])):
         done = ranked[ranked["value"].notna()]
@@ -204,7 +226,7 @@ def _picture(jobs: list[Job], ranked: pd.DataFrame, path: Path) -> None:
         parts = [(job, scores, labels[number]) for number, (job, scores) in tasks.items()]
         if draw_scores(parts, done, path, f"{about}: {ranked.attrs['headline']['label']}"):
             return
-    draw(ranked, path, about)
+    draw(ranked if averaged is None else averaged, path, about)
 
 
 def _label(row: Mapping[str, Any], keys: list[str]) -> str:
@@ -219,14 +241,21 @@ def draw(ranked: pd.DataFrame, path: Path, about: str) -> None:
     said = ranked.attrs.get("headline", SPEARMAN)
     what = "agreement with the truth" if said == SPEARMAN else said["label"]
     title, ceilings = f"{about}: {what}" if about else what, said == SPEARMAN
+    if "n_jobs" in ranked:
+        title += f" ({_repeated(ranked)})"
     table = ranked.assign(**{key: ranked[key].map(_text) for key in keys})
-    numeric = [key for key in keys if key not in ("seed", *IDENTITY) and pd.to_numeric(table[key], errors="coerce").notna().all()]
+    numeric = [key for key in keys if key not in (*REPEATS, *IDENTITY) and pd.to_numeric(table[key], errors="coerce").notna().all()]
     others = [key for key in keys if key not in numeric]
     if len(numeric) == 1 and len(_labels(table, others).unique()) <= MOST_LINES:
         at = pd.to_numeric(table[numeric[0]])
         logarithmic = bool(at.min() > 0 and at.max() >= WIDE * at.min())
         table = table.assign(at=at, label=_labels(table, others))
         save_lines(table, path, statistic=said["label"], key=numeric[0], logarithmic=logarithmic, title=title, ceilings=ceilings)
+        return
+    if len(numeric) == 2 and len(_labels(table, others).unique()) <= MOST_PANELS and not table.duplicated(keys).any():
+        first, second = numeric
+        table = table.assign(x=pd.to_numeric(table[first]), y=pd.to_numeric(table[second]), panel=_labels(table, others))
+        save_grid(table, path, statistic=said["label"], names=(first, second), title=title)
         return
     rest = [key for key in keys if key != "method"]
     panel = _labels(table, rest)

@@ -108,8 +108,8 @@ def test_the_report_layer_takes_tables_and_knows_nothing_else_of_ours() -> None:
 @pytest.mark.parametrize(
     ("library", "doors"),
     [
-        ("hydra", ("influx.app", "influx.launching")),
-        ("omegaconf", ("influx.app", "influx.launching")),
+        ("hydra", ("influx.app", "influx.launching", "influx.sweep_resume")),
+        ("omegaconf", ("influx.app", "influx.launching", "influx.sweep_resume")),
         ("matplotlib", ("influx.report",)),
     ],
 )
@@ -199,7 +199,7 @@ def nodes(node: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 def test_every_group_has_a_family() -> None:
     groups = {place.name for place in (REPOSITORY / "conf").iterdir() if place.is_dir()}
-    assert groups == {*FAMILIES, "experiment", "study"}
+    assert groups == {*FAMILIES, "experiment", "study", "hydra"}
 
 
 @each_option
@@ -245,4 +245,5 @@ def test_an_experiment_sets_what_exists_to_what_is_possible(file: Path) -> None:
 @pytest.mark.parametrize("command", ["train", "estimate", "validate"])
 def test_an_experiment_comes_last_in_a_commands_defaults(command: str) -> None:
     defaults = yaml.safe_load((REPOSITORY / "conf" / f"{command}.yaml").read_text())["defaults"]
-    assert (defaults[0], defaults[-2:]) == ("base", ["_self_", {"experiment": None}])
+    assert defaults[0] == "base"
+    assert defaults[-3:] == ["_self_", {"experiment": None}, {"override hydra/sweeper": "grid"}]  # Hydra wants its overrides last

@@ -83,7 +83,7 @@ def test_ridge_is_the_hat_matrix_formula(start):
     moved = -(x @ inverse @ x_test.T) / n * (error / (1 - leverage))[:, None]  # [n, n_test]
     rows = np.arange(n)
     truth = retrain(replace(subject, measurement=Prediction()), rows, start=start)
-    # ‖θ − optimum‖ ≤ 1e-12/λ_min on both sides; 1e-8 is the line
+    # ‖θ − optimum‖ ≤ 1e-12/λ_min on both sides; 1e-8 leaves room for rounding
     np.testing.assert_allclose(truth.change[..., 0], moved, rtol=0, atol=1e-8)
     loss = retrain(subject, rows, start=start)
     np.testing.assert_allclose(loss.change[..., 0], 0.5 * (test_error - moved) ** 2 - 0.5 * test_error**2, rtol=0, atol=1e-8)

@@ -40,7 +40,7 @@ def run_command(config: Mapping[str, Any], choices: Mapping[str, str], path: Pat
         store.check()
         session = open_session(config, choices, folder, store)
         result = _dispatch(session)
-        folder.record["status"] = "finished"
+        folder.record |= {"status": "finished", "returned": result}
         log.info("results: %s", path)
         return result
     except BaseException as error:

@@ -38,7 +38,7 @@ def save_ranking(table: pd.DataFrame, path: str | Path, *, statistic: str, title
             ax.set_axis_off()
         if ceilings:
             _legend(figure.axes[0], table)
-        figure.suptitle(textwrap.fill(title, round(13 * width)), x=0.01, ha="left")
+        figure.suptitle(textwrap.fill(title, round(11 * width)), x=0.01, ha="left")
         figure.savefig(path)
 
 
@@ -74,7 +74,7 @@ def save_lines(
             _legend(ax, table)
         elif table["label"].nunique() > 1:
             figure.legend(loc="outside lower left", ncols=4)
-        figure.suptitle(textwrap.fill(title, 80), x=0.01, ha="left")
+        figure.suptitle(textwrap.fill(title, 70), x=0.01, ha="left")
         figure.savefig(path)
 
 

@@ -1,0 +1,70 @@
+"""Hydra's grid of a sweep, in which a job whose settings do not even fit together costs only itself.
+
+Hydra's own sweeper composes every job before the first starts, and one that cannot be composed (`method=exact,nosuch`) ends them all. Here
+it is refused alone, with its reason in its folder. Hydra finds plugins in the package `hydra_plugins`, hence the place of this file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.plugins import Plugins
+from hydra.errors import HydraException
+from hydra.plugins.launcher import Launcher
+from hydra.plugins.sweeper import Sweeper
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+
+class GridSweeper(Sweeper):
+    """All combinations of the swept values, in the order of the command line; what cannot be composed is numbered after the others."""
+
+    def __init__(self, params: Mapping[str, str] | None = None) -> None:
+        self.params = dict(params or {})
+        self.context: HydraContext
+        self.launcher: Launcher
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        self.config, self.context = config, hydra_context
+        self.launcher = Plugins.instance().instantiate_launcher(hydra_context=hydra_context, task_function=task_function, config=config)
+
+    def sweep(self, arguments: list[str]) -> Any:
+        """Run the jobs; when all have ended, raise the first error of any."""
+        assert self.config is not None
+        words = [*(f"{key}={value}" for key, value in self.params.items()), *arguments]
+        parsed = OverridesParser.create(config_loader=self.context.config_loader).parse_overrides(words)
+        (jobs,) = BasicSweeper.split_arguments(parsed, None)
+        folder = Path(self.config.hydra.sweep.dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        OmegaConf.save(self.config, folder / "multirun.yaml")
+        refusals = [self._refusal(job) for job in jobs]
+        fitting = [job for job, refusal in zip(jobs, refusals, strict=True) if refusal is None]
+        refused = [(job, refusal) for job, refusal in zip(jobs, refusals, strict=True) if refusal is not None]
+        for number, (job, refusal) in enumerate(refused, len(fitting)):
+            self._note(folder / str(number), job, refusal)
+        results = list(self.launcher.launch(fitting, initial_job_idx=0)) if fitting else []
+        for result in results:
+            _ = result.return_value  # raises a failed job's error
+        for _, refusal in refused:
+            raise refusal
+        return results
+
+    def _refusal(self, job: Sequence[str]) -> Exception | None:
+        assert self.config is not None
+        try:
+            self.context.config_loader.load_sweep_config(self.config, list(job))
+        except (HydraException, OmegaConfBaseException, ValueError) as error:
+            return error
+        return None
+
+    def _note(self, folder: Path, job: Sequence[str], refusal: Exception) -> None:
+        from influx import app, sweep_jobs
+
+        assert self.config is not None
+        reason, _ = app.explain(refusal, self.config.hydra.job.config_name, list(job))
+        sweep_jobs.note_refusal(folder, job, reason)

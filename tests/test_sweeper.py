@@ -1,0 +1,33 @@
+"""A job that cannot even be composed costs only itself, with any launcher."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from conftest import TINY, call
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (("method=loss,nosuch",), r"failed: method=nosuch is not known; choose from .*"),
+        (("method=loss", "model=mlp,logistic", "model.width=4"), r"failed: there is no key '.*"),
+    ],
+)
+def test_a_job_that_cannot_be_composed_costs_itself(tmp_path: Path, words: tuple[str, ...], reason: str) -> None:
+    options = [word for word in TINY["validate"] if not word.startswith("model")]
+    ran = call("validate", "-m", *options, *words, "hydra.sweep.dir=swept", cwd=tmp_path)
+    assert ran.status == 2
+    statuses = pd.read_csv(tmp_path / "swept/summary.csv").groupby("job").status.first()
+    assert statuses[0] == "finished"
+    assert pd.Series([statuses[1]]).str.fullmatch(reason).all()
+    assert (tmp_path / "swept/0/influence.npz").is_file()
+    assert not (tmp_path / "swept/1/influence.npz").exists()
+
+
+def test_values_can_be_swept_from_a_file(tmp_path: Path) -> None:
+    ran = call("train", "-m", *TINY["train"], "hydra.sweeper.params={seed:'0,1'}", "hydra.sweep.dir=swept", cwd=tmp_path)
+    assert ran.status == 0, ran.err
+    assert list(pd.read_csv(tmp_path / "swept/summary.csv")["seed"]) == [0, 1]
