@@ -31,12 +31,12 @@ def self_check() -> Iterator[Finding]:
         with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
             status = _status([*WORDS, f"hydra.run.dir={place}/run"])
         seconds = time.perf_counter() - begun
-        lines = [line for line in said.getvalue().splitlines() if line.strip()]
+        complaints = [line.removeprefix("influx: ") for line in said.getvalue().splitlines() if line.startswith("influx: ")]
         remedy = "HYDRA_FULL_ERROR=1 influx doctor shows where it happened"
         if status != 0:
             if os.environ.get("HYDRA_FULL_ERROR"):
                 print(said.getvalue(), file=sys.stderr)
-            yield Finding("iris", (lines or ["it ended without a word"])[-1], BROKEN, remedy)
+            yield Finding("iris", (complaints or ["it ended without a word"])[-1], BROKEN, remedy)
             return
         try:
             run = runs.load(Path(place) / "run")
