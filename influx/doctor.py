@@ -110,7 +110,8 @@ def _guarded(heading: str, look: Callable[[], Iterable[Finding]]) -> Iterator[Fi
         yield from look()
     except Exception as error:  # whatever a broken installation raises
         said = (str(error).strip() or "no reason given").splitlines()[0]
-        yield Finding(heading, f"cannot be looked at ({type(error).__name__}: {said})", BROKEN, "pip install --force-reinstall what it names")
+        said = f"cannot be looked at ({type(error).__name__}: {said})"
+        yield Finding(heading, said, BROKEN, "pip install --force-reinstall what it names")
 
 
 def _show(finding: Finding) -> None:

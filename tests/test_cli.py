@@ -96,7 +96,9 @@ def test_cfg_job_prints_the_configuration_and_runs_nothing(run_influx: Run, tmp_
 IMPORTED = "import sys, runpy\ntry:\n    runpy.run_module('influx', run_name='__main__')\nfinally:\n    print('torch' in sys.modules)"
 
 
-@pytest.mark.parametrize("arguments", [(), ("--version",), ("doctor", "--help"), ("validate", "--help"), ("validate", "nope=1"), ("validate", "seed=-1")])
+@pytest.mark.parametrize(
+    "arguments", [(), ("--version",), ("doctor", "--help"), ("validate", "--help"), ("validate", "nope=1"), ("validate", "seed=-1")]
+)
 def test_answers_about_the_command_line_do_not_import_torch(tmp_path: Path, arguments: tuple[str, ...]) -> None:
     done = subprocess.run([sys.executable, "-c", IMPORTED, *arguments], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.stdout.splitlines()[-1] == "False", done.stderr
