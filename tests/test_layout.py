@@ -108,8 +108,8 @@ def test_the_report_layer_takes_tables_and_knows_nothing_else_of_ours() -> None:
 @pytest.mark.parametrize(
     ("library", "doors"),
     [
-        ("hydra", ("influx.app", "influx.launching", "influx.sweep_resume")),
-        ("omegaconf", ("influx.app", "influx.launching", "influx.sweep_resume")),
+        ("hydra", ("influx.app", "influx.composing", "influx.launching", "influx.sweep_resume")),
+        ("omegaconf", ("influx.app", "influx.composing", "influx.launching", "influx.sweep_resume")),
         ("matplotlib", ("influx.report",)),
     ],
 )
