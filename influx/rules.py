@@ -242,6 +242,13 @@ RULES: dict[str, Rule] = {
     "retraining.tolerance": number(above=0),
     "retraining.max_iterations": whole(1),
     "retraining.keep": choice("measurements", "responses"),
+    "logger.files": FLAG,
+    "logger.uri": TEXT.or_null(),
+    "logger.experiment": TEXT,
+    "logger.project": TEXT,
+    "logger.entity": TEXT.or_null(),
+    "logger.mode": choice("offline", "online", "disabled"),
+    "logger.dir": TEXT,
 }
 
 
@@ -284,6 +291,8 @@ NEEDED = {
 
 def check_command(config: Mapping[str, Any]) -> None:
     """Raise `InfluxError` when a setting that the command reads was deleted, or a group's settings were replaced by a word."""
+    if not isinstance(config.get("logger", {}), Mapping | None):
+        raise InfluxError(f"logger={config['logger']} is not possible here: a run is repeated with its own logger (~logger leaves it out).")
     for key in NEEDED[config.get("command", "validate")]:
         if key not in config:
             raise InfluxError(f"the configuration has no '{key}', and influx {config['command']} needs it: leave out ~{key}.")

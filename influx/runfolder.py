@@ -44,7 +44,9 @@ LIBRARIES = ("influx", "torch", "torchvision", "numpy", "scipy", "scikit-learn",
 
 AFTERWARDS = (  # make no run's numbers
     "studies", "report", "cli.py", "app.py", "launching.py", "sweeps.py", "sweep_jobs.py", "sweep_scores.py", "sweep_resume.py",
-    "sweep_seeds.py", "storekeeping.py", "pipelines/reproduce.py",
+    "sweep_seeds.py", "storekeeping.py", "pipelines/reproduce.py", "runs.py", "run_cards.py", "run_files.py", "finished_run.py",
+    "doctor.py", "self_check.py", "installation.py", "machine.py", "finding.py", "completion.py", "flags.py", "plain_settings.py",
+    "loggers",
 )  # fmt: skip
 
 
@@ -53,7 +55,7 @@ def source_digest() -> str:
     """SHA-256 of what runs are made by: code, defaults, libraries, kind of device. A finished run of another one is a stranger."""
     package, conf = Path(__file__).parent, conf_dir()
     files = [file for file in sorted(package.rglob("*.py")) if not file.relative_to(package).as_posix().startswith(AFTERWARDS)]
-    files += [file for file in sorted(conf.rglob("*.yaml")) if file.relative_to(conf).parts[0] not in ("study", "reproduce.yaml")]
+    files += [file for file in sorted(conf.rglob("*.yaml")) if file.relative_to(conf).parts[0] not in ("study", "logger", "reproduce.yaml")]
     total = hashlib.sha256(b"".join(file.read_bytes() for file in files))
     total.update(f"{[version(name) for name in LIBRARIES]} {torch.cuda.is_available()}".encode())
     return total.hexdigest()

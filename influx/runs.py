@@ -5,146 +5,90 @@ Nothing is read before it is asked for, and nothing that is read can run code.
 
 from __future__ import annotations
 
-import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pandas as pd
-import yaml
 
-from influx.errors import InfluxError
+from influx import run_cards, run_files
+from influx.errors import InfluxError, nearest
+from influx.finished_run import Run
 
-
-@dataclass(frozen=True)
-class Run:
-    """One run folder.
-
-    Tables are `pandas.DataFrame`s as their files have them (`run.correlations`, `run.table("diagnostics")`). Arrays have training examples
-    in rows and test examples in columns, labelled with their positions in the data set's own order, so that `run.influence` and
-    `run.change` can be aligned, joined and correlated by label.
-    """
-
-    path: Path
-
-    @cached_property
-    def record(self) -> dict[str, Any]:
-        """`run.json`: command, versions, seconds a stage, warnings, status."""
-        found: dict[str, Any] = json.loads((self.path / "run.json").read_text())
-        return found
-
-    @property
-    def finished(self) -> bool:
-        return self.record.get("status") == "finished"
-
-    @cached_property
-    def config(self) -> dict[str, Any]:
-        """The resolved configuration."""
-        found: dict[str, Any] = yaml.safe_load((self.path / ".hydra" / "config.yaml").read_text())
-        return found
-
-    @property
-    def overrides(self) -> list[str]:
-        """What was typed after the command."""
-        return list(self.record.get("overrides", []))
-
-    @property
-    def choices(self) -> dict[str, str]:
-        """The chosen option of each group: data set, model, method ..."""
-        return dict(self.record.get("choices", {}))
-
-    @property
-    def tables(self) -> tuple[str, ...]:
-        """Names of the tables that the run left, without `.csv`."""
-        return tuple(sorted(file.stem for file in self.path.glob("*.csv")))
-
-    def table(self, name: str) -> pd.DataFrame:
-        """One of `tables`.
-
-        Raises:
-            InfluxError: the run left no such table; the message lists those it left.
-        """
-        file = self.path / f"{name}.csv"
-        if not file.is_file():
-            raise InfluxError(f"{self.path} has no {name}.csv; it has {', '.join(self.tables) or 'no table'}.")
-        return pd.read_csv(file)
-
-    @cached_property
-    def correlations(self) -> pd.DataFrame:
-        """Agreement of estimate and truth: a row a statistic, with interval and noise ceiling."""
-        return self.table("correlations")
-
-    @cached_property
-    def influence(self) -> pd.DataFrame:
-        """The estimate, [n_train, n_test], in the measurement's unit: predicted change when the row's example is left out."""
-        found = self._arrays("influence.npz")
-        return _labelled(found["influence"], found["train_index"], found["test_index"])
-
-    @cached_property
-    def changes(self) -> pd.DataFrame:
-        """The truth seed by seed: columns are (seed, test_index). Rows are left-out training examples, or numbers of subsets or groups."""
-        found = self._arrays("ground_truth.npz")
-        change, seeds = found["change"], found["seed"]
-        rows = pd.RangeIndex(len(change), name="removal") if "removed" in found else pd.Index(found["train_index"], name="train_index")
-        columns = pd.MultiIndex.from_product([seeds, found["test_index"]], names=["seed", "test_index"])
-        return pd.DataFrame(change.transpose(0, 2, 1).reshape(len(change), -1), rows, columns)
-
-    @property
-    def change(self) -> pd.DataFrame:
-        """The truth, mean over seeds, [n_removed, n_test]: what the measurement did when the row was left out."""
-        return self.changes.T.groupby(level="test_index", sort=False).mean().T
-
-    @cached_property
-    def full(self) -> pd.DataFrame:
-        """The measurement with nothing left out: a row a test example, a column a seed."""
-        found = self._arrays("ground_truth.npz")
-        return pd.DataFrame(found["full"], pd.Index(found["test_index"], name="test_index"), pd.Index(found["seed"], name="seed"))
-
-    @cached_property
-    def removed(self) -> pd.DataFrame:
-        """Which training examples (columns) each removal (rows) left out, where several were left out together."""
-        found = self._arrays("ground_truth.npz")
-        if "removed" not in found:
-            raise InfluxError(f"{self.path} left out one example at a time: the rows of change say which.")
-        mask = found["removed"]
-        return pd.DataFrame(mask, pd.RangeIndex(len(mask), name="removal"), pd.Index(found["train_index"], name="train_index"))
-
-    def parameters(self) -> dict[str, np.ndarray]:
-        """The trained model's parameters by name (`influx train` keeps them)."""
-        from safetensors.numpy import load_file
-
-        file = self.path / "model.safetensors"
-        if not file.is_file():
-            raise InfluxError(f"{self.path} has no model.safetensors: influx train keeps one.")
-        return dict(load_file(file))
-
-    def _arrays(self, name: str) -> dict[str, np.ndarray]:
-        file = self.path / name
-        if not file.is_file():
-            needs = "influx validate" if name == "ground_truth.npz" else "influx estimate or validate"
-            raise InfluxError(f"{self.path} has no {name}: {needs} writes one when it finishes.")
-        with np.load(file, allow_pickle=False) as found:
-            return dict(found)
+__all__ = ["Run", "Sweep", "load"]
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """A sweep's folder: its joined table, and its runs."""
+    """A sweep's folder: its joined table, and its runs. `sweep[3]` is job 3, and a loop goes over all."""
 
     path: Path
 
     @cached_property
     def summary(self) -> pd.DataFrame:
-        """`summary.csv`: a row a job and statistic, a column a swept key."""
-        return pd.read_csv(self.path / "summary.csv")
+        """`summary.csv`: a row a job and statistic, a column a swept key.
+
+        Raises:
+            InfluxError: the sweep has none yet, or it is damaged.
+        """
+        file = self.path / "summary.csv"
+        if not file.is_file():
+            raise InfluxError(f"{self.path} has no summary.csv: a sweep writes it when its last job ends; runs has the jobs there are.")
+        return run_files.table(file)
 
     @cached_property
     def runs(self) -> tuple[Run, ...]:
-        """The jobs' folders, by their number where they have one."""
-        found = [file.parent for file in self.path.rglob("run.json")]
-        return tuple(map(Run, sorted(found, key=lambda place: (not place.name.isdigit(), place.name.zfill(9), place))))
+        """The jobs in their order, those that failed or never began among them."""
+        return tuple(self._jobs.values())
+
+    @property
+    def failed(self) -> dict[int, str]:
+        """Why jobs did not finish, by their number."""
+        return {number: run.status for number, run in self._jobs.items() if not run.finished}
+
+    def table(self, name: str) -> pd.DataFrame:
+        """One table of all finished jobs that have it, one below the other, with the job's number and what was swept in front.
+
+        Raises:
+            InfluxError: no finished job has it.
+        """
+        found = {number: run.table(name) for number, run in self._jobs.items() if run.finished and name in run.tables}
+        if not found:
+            had = sorted({one for run in self.runs if run.finished for one in run.tables})
+            raise InfluxError(f"no finished job of {self.path} has a {name}.csv; they have {', '.join(had) or 'none'}.{nearest(name, had)}")
+        swept = self.swept
+        parts = [part.assign(job=number, **{key: swept[key].get(number) for key in swept}) for number, part in found.items()]
+        joined = pd.concat(parts, ignore_index=True)
+        front = ["job", *swept]
+        return joined[[*front, *(column for column in joined if column not in front)]]
+
+    @cached_property
+    def swept(self) -> pd.DataFrame:
+        """What was asked of each job: a row a job, a column each key that is not the same for all."""
+        asked = [dict(word.lstrip("+").partition("=")[::2] for word in run.overrides) for run in self.runs]
+        table = pd.DataFrame(asked, pd.Index(self._jobs, name="job"))
+        return table[[key for key in table if table[key].nunique(dropna=False) > 1]]
+
+    def __len__(self) -> int:
+        return len(self._jobs)
+
+    def __iter__(self) -> Iterator[Run]:
+        return iter(self.runs)
+
+    def __getitem__(self, job: int) -> Run:
+        if job not in self._jobs:
+            raise InfluxError(f"{self.path} has no job {job}; it has {', '.join(map(str, self._jobs)) or 'none'}.")
+        return self._jobs[job]
+
+    @cached_property
+    def _jobs(self) -> dict[int, Run]:
+        found = {file.parent.parent for file in self.path.rglob(".hydra/overrides.yaml")}
+        found |= {file.parent for file in self.path.rglob("run.json")}
+        return dict(sorted((_number(folder), Run(folder)) for folder in found))
+
+    def _repr_html_(self) -> str:
+        return run_cards.of_sweep(self.path.resolve(), self.swept, {number: run.status for number, run in self._jobs.items()})
 
 
 def load(path: str | Path) -> Run | Sweep:
@@ -153,15 +97,27 @@ def load(path: str | Path) -> Run | Sweep:
     Raises:
         InfluxError: there is neither; the message names what a folder needs.
     """
-    folder = Path(path)
-    if (folder / "run.json").is_file():
-        return Run(folder)
-    if (folder / "multirun.yaml").is_file() or (folder / "summary.csv").is_file():
+    folder = Path(path).expanduser()
+    if (folder / "multirun.yaml").is_file():
         return Sweep(folder)
-    if not folder.is_dir():
+    if (folder / "run.json").is_file() or (folder / ".hydra" / "overrides.yaml").is_file():
+        return Run(folder)
+    if not folder.exists():
         raise InfluxError(f"there is no folder {folder}.")
-    raise InfluxError(f"{folder} holds no run: a run folder has a run.json, a sweep's a multirun.yaml.")
+    if folder.is_file() and folder.parent != folder:
+        raise InfluxError(f"{folder} is a file: give the folder that it is in, {folder.parent}.")
+    raise InfluxError(f"{folder} holds no run: a run folder has a run.json, a sweep's a multirun.yaml.{_inside(folder)}")
 
 
-def _labelled(values: np.ndarray, train_index: np.ndarray, test_index: np.ndarray) -> pd.DataFrame:
-    return pd.DataFrame(values, pd.Index(train_index, name="train_index"), pd.Index(test_index, name="test_index"))
+def _inside(folder: Path) -> str:
+    """The newest run or sweep below a folder that holds several."""
+    found = [file for name in ("run.json", "multirun.yaml") for file in (*folder.glob(f"*/{name}"), *folder.glob(f"*/*/{name}"))]
+    newest = max(found, key=lambda file: file.stat().st_mtime, default=None)
+    return f" The newest inside it is {newest.parent}." if newest else ""
+
+
+def _number(folder: Path) -> int:
+    """A job's number, which is its folder's name unless hydra.sweep.subdir says otherwise."""
+    if folder.name.isdigit():
+        return int(folder.name)
+    return int(run_files.mapping(folder / ".hydra" / "hydra.yaml")["hydra"]["job"]["num"])

@@ -18,6 +18,7 @@ from influx.cli import COMMANDS
 from influx.datasets import Dataset
 from influx.estimators import Estimator
 from influx.instantiate import build
+from influx.loggers import Logger
 from influx.measurements import Measurement
 from influx.models import Model
 from influx.objectives import Objective
@@ -158,6 +159,7 @@ FAMILIES: dict[str, Any] = {
     "solver": Solver,
     "retraining": Retraining,
     "task": Task,
+    "logger": Logger,
 }
 INSIDE = {"solver": "method.solver"}  # groups whose place in the configuration is inside another
 OPTIONS = sorted(file for group in FAMILIES for file in (REPOSITORY / "conf" / group).rglob("*.yaml"))
