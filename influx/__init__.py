@@ -8,9 +8,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from influx.api import estimate, validate
     from influx.runs import Run, Sweep, load
 
-__all__ = ["Run", "Sweep", "load"]
+__all__ = ["Run", "Sweep", "estimate", "load", "validate"]
 
 
 def __getattr__(name: str) -> Any:
@@ -19,4 +20,8 @@ def __getattr__(name: str) -> Any:
         from influx import runs
 
         return getattr(runs, name)
+    if name in ("estimate", "validate"):
+        from influx import api
+
+        return getattr(api, name)
     raise AttributeError(f"module 'influx' has no attribute '{name}'")

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import hydra
-from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
 from hydra.experimental.callback import Callback
@@ -22,7 +21,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 
-from influx import rules, sweep_resume
+from influx import composing, rules, sweep_resume
 from influx.configuration import conf_dir
 from influx.errors import InfluxError, nearest
 
@@ -310,17 +309,11 @@ def _known_keys(command: str, arguments: list[str]) -> set[str]:
     """Every key of the command's configuration, with the group options that the line chose, as far as those exist."""
     groups = {place.name for place in conf_dir().iterdir() if place.is_dir()}
     chosen = [word for word in arguments if word.partition("=")[0].partition("@")[0] in groups and "," not in word]
-    running = GlobalHydra.instance().hydra  # of a sweep, one of whose jobs is explained
-    GlobalHydra.instance().clear()
     try:
-        with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
-            try:
-                composed = hydra.compose(command, chosen)
-            except (HydraException, OmegaConfBaseException):
-                composed = hydra.compose(command)
-    finally:
-        GlobalHydra.instance().hydra = running
-    keys = {key for key, _ in _flat(OmegaConf.to_container(composed))}  # type: ignore[arg-type]
+        composed, _ = composing.compose(command, chosen)
+    except (HydraException, OmegaConfBaseException):
+        composed, _ = composing.compose(command, ())
+    keys = {key for key, _ in _flat(composed)}
     return {key for key in keys if not key.endswith("_target_")} | {"experiment"}
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 
 from influx.errors import InfluxError, nearest
@@ -15,6 +14,7 @@ COMMANDS = {
     "report": "join finished runs into one table, figure and HTML page",
     "store": "list, check and remove stored results",
     "rerun": "repeat a finished run from its folder",
+    "doctor": "does influx work here: versions, devices, folders, a self-check",
 }
 
 USAGE = """influx: can I trust this influence estimate?
@@ -77,9 +77,16 @@ def _run(command: str, arguments: list[str]) -> int:
         from influx import reporting
 
         return reporting.command(arguments)
-    from influx import app
+    if command == "doctor":
+        from influx import doctor
 
-    return app.rerun(arguments) if command == "rerun" else app.launch(command, arguments)
+        return doctor.command(arguments)
+    from influx import app
+    from influx.flags import flags_first
+
+    if command == "rerun":
+        return app.rerun([*arguments[:1], *flags_first(arguments[1:])])
+    return app.launch(command, flags_first(arguments))
 
 
 def _unknown(first: str, arguments: list[str]) -> str:
@@ -91,28 +98,19 @@ def _unknown(first: str, arguments: list[str]) -> str:
 
 
 def _complete(arguments: list[str]) -> int:
-    """Complete the command itself here; hand the rest of the line, without the command, to Hydra.
+    from influx import app, completion
 
-    The shell calls `influx -sc query=SHELL` with the typed line in COMP_LINE, which knows nothing of commands.
-    """
-    from influx import app
+    own = {"store": _words_of_store, "doctor": _words_of_doctor, "rerun": tuple, "report": tuple}
+    return completion.complete(arguments, tuple(COMMANDS), own, app.launch)
 
-    if not any("=" in word for word in arguments):
-        raise InfluxError("say which completion: influx -sc install=bash, install=zsh or install=fish.")
-    line = os.environ.get("COMP_LINE", "")
-    words = line.split()
-    if not any(word.startswith("query=") for word in arguments):  # install or uninstall
-        return app.launch("validate", arguments)
-    if len(words) < 2 or (len(words) == 2 and not line.endswith(" ")):
-        print(" ".join(COMMANDS))
-        return 0
-    if words[1] == "store":
-        from influx import storekeeping
 
-        print(" ".join(storekeeping.WORDS))
-        return 0
-    if words[1] not in COMMANDS or words[1] == "rerun":
-        return 0
-    before, _, after = line.partition(words[1])
-    os.environ["COMP_LINE"] = before + after.lstrip()
-    return app.launch(words[1], arguments)
+def _words_of_store() -> tuple[str, ...]:
+    from influx import storekeeping
+
+    return storekeeping.WORDS
+
+
+def _words_of_doctor() -> tuple[str, ...]:
+    from influx import doctor
+
+    return doctor.WORDS

@@ -129,7 +129,7 @@ class MaskedNet(nn.Module):
     def __init__(self, net: nn.Module, shape: tuple[int, ...], masks: Masks, seed: int) -> None:
         super().__init__()
         self.net, self.shape, self.drawn, self.seed = net.eval(), shape, masks, seed
-        self.sites = find_sites(net, torch.zeros(1, *shape), masks.layers)
+        self.sites = find_sites(net, torch.zeros(1, *shape, dtype=next(net.parameters()).dtype), masks.layers)
 
     def forward(self, inputs: Float[Tensor, "rows features1"]) -> Float[Tensor, "rows out"]:
         with self._masking(inputs[:, -1], 0):

@@ -18,6 +18,7 @@ from influx.rule_kinds import (
     FLAG,
     INDEX,
     PARAMS,
+    PICTURES,
     RATES,
     SHARES,
     SITES,
@@ -40,7 +41,7 @@ RULES: dict[str, Rule] = {
     "dtype": choice("float32", "float64"),
     "device": choice("auto", "cpu", "cuda"),
     "threads": whole(1).or_word("auto"),
-    "pictures": FLAG,
+    "pictures": PICTURES,
     "top_k": whole(1),
     "test_points": choice("all", "highest", "median", "lowest"),
     "memory": SIZE,
@@ -241,6 +242,13 @@ RULES: dict[str, Rule] = {
     "retraining.tolerance": number(above=0),
     "retraining.max_iterations": whole(1),
     "retraining.keep": choice("measurements", "responses"),
+    "logger.files": FLAG,
+    "logger.uri": TEXT.or_null(),
+    "logger.experiment": TEXT,
+    "logger.project": TEXT,
+    "logger.entity": TEXT.or_null(),
+    "logger.mode": choice("offline", "online", "disabled"),
+    "logger.dir": TEXT,
 }
 
 
@@ -283,6 +291,8 @@ NEEDED = {
 
 def check_command(config: Mapping[str, Any]) -> None:
     """Raise `InfluxError` when a setting that the command reads was deleted, or a group's settings were replaced by a word."""
+    if not isinstance(config.get("logger", {}), Mapping | None):
+        raise InfluxError(f"logger={config['logger']} is not possible here: a run is repeated with its own logger (~logger leaves it out).")
     for key in NEEDED[config.get("command", "validate")]:
         if key not in config:
             raise InfluxError(f"the configuration has no '{key}', and influx {config['command']} needs it: leave out ~{key}.")

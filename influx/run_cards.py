@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import math
 import shlex
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import pandas as pd
 
 MOST_JOBS = 20  # rows of a sweep's card
+LONGEST = 100  # characters of a status in it
 
 
 def of_run(
@@ -40,7 +42,7 @@ def of_sweep(path: Path, swept: pd.DataFrame, statuses: Mapping[int, str]) -> st
     done = sum(status == "finished" for status in statuses.values())
     shown = list(statuses)[:MOST_JOBS]
     head = "".join(f"<th>{_escaped(name)}</th>" for name in ("job", *swept, "status"))
-    cells = [[str(job), *map(_text, swept.loc[job]), statuses[job]] for job in shown]
+    cells = [[str(job), *map(_text, swept.loc[job]), textwrap.shorten(statuses[job], LONGEST, placeholder=" ...")] for job in shown]
     body = "".join(f"<tr>{''.join(f'<td>{_escaped(cell)}</td>' for cell in row)}</tr>" for row in cells)
     more = f"<p>... and {len(statuses) - len(shown)} more in <code>.runs</code></p>" if len(shown) < len(statuses) else ""
     jobs = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{more}"

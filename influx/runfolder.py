@@ -45,7 +45,8 @@ LIBRARIES = ("influx", "torch", "torchvision", "numpy", "scipy", "scikit-learn",
 AFTERWARDS = (  # make no run's numbers
     "studies", "report", "cli.py", "app.py", "launching.py", "sweeps.py", "sweep_jobs.py", "sweep_scores.py", "sweep_resume.py",
     "sweep_seeds.py", "storekeeping.py", "pipelines/reproduce.py", "runs.py", "run_cards.py", "run_files.py", "finished_run.py",
-    "doctor.py", "self_check.py", "loggers",
+    "doctor.py", "self_check.py", "installation.py", "machine.py", "finding.py", "completion.py", "flags.py", "plain_settings.py",
+    "loggers",
 )  # fmt: skip
 
 
@@ -77,7 +78,8 @@ class RunFolder:
         """Open the record. Results that an earlier run left in the same folder are removed, so that one folder holds one run."""
         if (self.path / "run.json").exists():
             for name in RESULTS:
-                (self.path / name).unlink(missing_ok=True)
+                for file in [name, *(name.replace(".png", kind) for kind in (".pdf", ".svg"))]:
+                    (self.path / file).unlink(missing_ok=True)
         self.record |= {
             "command": command,
             "overrides": overrides,

@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from influx.errors import InfluxError, nearest
+from influx.plain_settings import settings
 from influx.rule_kinds import FLAG, TEXT, Rule
 from influx.store import Store, discard, header, is_sound, read
 
@@ -117,28 +118,15 @@ def command(words: Sequence[str]) -> int:
     if len(actions) > 1:
         raise InfluxError(f"one action at a time: {' or '.join(actions)}.")
     run, own = ACTIONS[actions[0]]
-    settings = _settings([word for word in words if "=" in word], ("store.dir", *FILTERS, *own))
+    chosen = settings([word for word in words if "=" in word], RULES, ("store.dir", *FILTERS, *own))
     try:
-        return run(Path(settings.get("store.dir", DEFAULT)), settings)
+        return run(Path(chosen.get("store.dir", DEFAULT)), chosen)
     except BrokenPipeError:  # the reader of our output has seen enough; nothing is left to flush at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except KeyboardInterrupt:
         print("influx: interrupted.", file=sys.stderr)
         return 130
-
-
-def _settings(words: Sequence[str], known: Sequence[str]) -> dict[str, Any]:
-    settings: dict[str, Any] = {}
-    for word in words:
-        key, _, text = word.partition("=")
-        if key not in known:
-            raise InfluxError(f"there is no key '{key}' here; there are {', '.join(known)}.{nearest(key, known)}")
-        value = {"true": True, "false": False}.get(text, text) if RULES[key] is FLAG else text
-        if not RULES[key].accepts(value):
-            raise InfluxError(f"{key}={text} is not possible: it must be {RULES[key].wanted}.")
-        settings[key] = value
-    return settings
 
 
 def _look(root: Path, settings: Mapping[str, Any]) -> tuple[list[Entry], list[Entry]]:

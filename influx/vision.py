@@ -32,14 +32,14 @@ def torchvision() -> ModuleType:
 
     Raises `InfluxError` when torchvision is not installed.
     """
-    if not _native_library_loads():
+    if not native_library_loads():
         _declare_missing_operators()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Failed to load image Python extension")  # the same mismatch; images come from PIL
         return importlib.import_module(NAMESPACE)
 
 
-def _native_library_loads() -> bool:
+def native_library_loads() -> bool:
     """Load torchvision's compiled operators, as its own import does in silence, and say whether that worked."""
     package = find_spec(NAMESPACE)
     if package is None:

@@ -18,6 +18,7 @@ from influx.cli import COMMANDS
 from influx.datasets import Dataset
 from influx.estimators import Estimator
 from influx.instantiate import build
+from influx.loggers import Logger
 from influx.measurements import Measurement
 from influx.models import Model
 from influx.objectives import Objective
@@ -107,8 +108,8 @@ def test_the_report_layer_takes_tables_and_knows_nothing_else_of_ours() -> None:
 @pytest.mark.parametrize(
     ("library", "doors"),
     [
-        ("hydra", ("influx.app", "influx.launching", "influx.sweep_resume")),
-        ("omegaconf", ("influx.app", "influx.launching", "influx.sweep_resume")),
+        ("hydra", ("influx.app", "influx.composing", "influx.launching", "influx.sweep_resume")),
+        ("omegaconf", ("influx.app", "influx.composing", "influx.launching", "influx.sweep_resume")),
         ("matplotlib", ("influx.report",)),
     ],
 )
@@ -158,6 +159,7 @@ FAMILIES: dict[str, Any] = {
     "solver": Solver,
     "retraining": Retraining,
     "task": Task,
+    "logger": Logger,
 }
 INSIDE = {"solver": "method.solver"}  # groups whose place in the configuration is inside another
 OPTIONS = sorted(file for group in FAMILIES for file in (REPOSITORY / "conf" / group).rglob("*.yaml"))

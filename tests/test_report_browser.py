@@ -24,7 +24,10 @@ pytestmark = [pytest.mark.browser, pytest.mark.skipif(CHROMIUM is None, reason="
 
 BEFORE = """<script>
 window.problems = [];
-for (const kind of ["error", "assert"]) { const told = console[kind]; console[kind] = (...words) => { problems.push(words.join(" ")); told(...words); }; }
+for (const kind of ["error", "assert"]) {
+  const told = console[kind];
+  console[kind] = (...words) => { problems.push(words.join(" ")); told(...words); };
+}
 addEventListener("error", (event) => problems.push(String(event.message)));
 addEventListener("unhandledrejection", (event) => problems.push(String(event.reason)));
 document.addEventListener("securitypolicyviolation", (event) => problems.push(`blocked ${event.blockedURI} by ${event.violatedDirective}`));
@@ -195,7 +198,8 @@ def test_pointing_at_a_pair_shows_its_examples(report: Path) -> None:
 def test_a_phone_scrolls_down_only(report: Path) -> None:
     wrapper = report.with_name("phone.html")
     wrapper.write_text(
-        '<!doctype html><iframe src="report.html" width="390" height="800"></iframe><script>const inside = document.querySelector("iframe");'
+        '<!doctype html><iframe src="report.html" width="390" height="800"></iframe>'
+        '<script>const inside = document.querySelector("iframe");'
         "const look = () => { const page = inside.contentDocument?.documentElement;"
         "if (!page?.dataset?.ready) return setTimeout(look, 50);"
         'document.body.append(Object.assign(document.createElement("pre"),'

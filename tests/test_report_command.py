@@ -448,5 +448,5 @@ def test_claims_of_a_reproduction_are_a_table(tmp_path: Path) -> None:
     page = parsed(tmp_path / "out/report.html")
     (row,) = cells(page, "claim-table")
     assert (row["statement"], row["our value"], row["verdict"]) == ("it <works>", "0.5", "reproduced")
-    assert page.all("img")[0].attrs["alt"].startswith("s, run 0")
+    assert page.all("img")[0].attrs["alt"].startswith("Run 0 (")
     assert "1 claims of published studies: 1 reproduced." in page.all("ul")[0].text

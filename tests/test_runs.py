@@ -330,5 +330,6 @@ def test_a_card_escapes_what_users_name(run_copy: Path) -> None:
 def test_a_sweeps_card_lists_its_jobs(sweep: Path) -> None:
     card = influx.load(sweep)._repr_html_()
     assert "4 of 6 jobs finished" in card
+    assert "<td>failed: model=logistic is for classification; this data set is for regression. Use model=linear.</td>" in card
     assert "<th>job</th><th>dataset</th><th>seed</th><th>status</th>" in card
     assert "<tr><td>4</td><td>wine</td><td>0</td><td>finished</td></tr>" in card

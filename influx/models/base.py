@@ -99,7 +99,7 @@ def build(model: Model, shape: Shape, seed: int) -> nn.Module:
     with isolated(seed, "initialisation"):
         module = model.module(shape)
     module.eval()
-    examples = torch.zeros(2, *shape.inputs)
+    examples = torch.zeros(2, *shape.inputs, dtype=next((value.dtype for value in module.parameters()), torch.float32))
     try:
         with torch.no_grad():
             made = tuple(module(examples).shape)

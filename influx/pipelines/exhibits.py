@@ -22,6 +22,8 @@ def label(data: Data, target: Tensor) -> str:
     """A class name, or a number in its original unit."""
     if data.task == "classification":
         return data.class_names[int(target)]
+    if target.ndim:
+        return textwrap.shorten(" ".join(f"{value:.4g}" for value in target.flatten().tolist()), LINE, placeholder=" …")
     return f"{float(target) * data.target_scale + data.target_offset:.4g}"
 
 

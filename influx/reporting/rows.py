@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import base64
+import io
 from collections.abc import Sequence
 
 import pandas as pd
+from PIL import Image, UnidentifiedImageError
 
 from influx.errors import InfluxError
 from influx.report.web.page import Picture
@@ -100,14 +102,24 @@ def pictures(runs: Sequence[Reported], ranked: pd.DataFrame, keys: Sequence[str]
             except OSError as error:
                 raise InfluxError(f"{file} cannot be read ({error.strerror}): copy the folder again, or repeat the run.") from error
             spent += len(content)
-            words = f"{file.stem.replace('_', ' ')}, run {one.number} ({label(asked(one, keys), keys) or chosen(one)})"
+            said = in_words(content) or file.stem.replace("_", " ")
+            words = f"Run {one.number} ({label(asked(one, keys), keys) or chosen(one)}): {said}"
             address = f"data:image/png;base64,{base64.b64encode(content).decode()}"
             made.append(Picture(address, f"{words}{_numbers(one, ranked)}"))
     return tuple(made)
+
+
+def in_words(png: bytes) -> str:
+    """What a figure's file says that it shows (`influx.report.saving`); empty where it says nothing."""
+    try:
+        with Image.open(io.BytesIO(png)) as picture:
+            return str(picture.info.get("Description", ""))
+    except UnidentifiedImageError:
+        return ""
 
 
 def _numbers(one: Reported, ranked: pd.DataFrame) -> str:
     """The numbers that a figure shows, in words."""
     own = ranked[(ranked["job"] == one.number) & ranked["value"].notna()]
     said = "; ".join(f"{row.get('method', '')} {with_interval(row)}" for row in own.head(8).to_dict("records"))
-    return f". {ranked.attrs['headline']['label']}: {said}." if said else "; its numbers are in the table of claims."
+    return f". {ranked.attrs['headline']['label']}: {said}." if said else ". Its numbers are in the table of claims."

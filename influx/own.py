@@ -1,0 +1,192 @@
+"""A user's own module, loss and tensors as the parts that an experiment is made of."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Shaped
+from torch import Tensor, nn
+
+from influx.data import Data
+from influx.errors import InfluxError
+from influx.models import Model
+from influx.models.base import Shape
+from influx.objectives import Objective
+from influx.training import Fit, Task, Training
+from influx.training.base import summarise
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+class Held:
+    """A module or a function of the user's, described by its content: `str` of it is a digest."""
+
+    __slots__ = ("digest", "it")
+
+    def __init__(self, it: Any) -> None:
+        self.it = it
+        total = hashlib.sha256(_source(it).encode())
+        if isinstance(it, nn.Module):
+            for name, value in it.state_dict().items():
+                total.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+                total.update(value.detach().cpu().contiguous().numpy().tobytes())
+        self.digest = total.hexdigest()
+
+    def __str__(self) -> str:
+        return self.digest
+
+
+def _source(it: Any) -> str:
+    try:
+        return inspect.getsource(type(it) if isinstance(it, nn.Module) else it)
+    except (OSError, TypeError):  # typed into an interpreter, or built in
+        return repr(it)
+
+
+@dataclass(frozen=True)
+class OwnModel(Model):
+    """The user's module, or a function that makes one. A module's present parameters are where every training starts, whatever the seed;
+    a function is called once for each seed, with torch's global generator set by it."""
+
+    held: Held
+
+    def module(self, shape: Shape) -> nn.Module:
+        made = copy.deepcopy(self.held.it) if isinstance(self.held.it, nn.Module) else self.held.it()
+        if not isinstance(made, nn.Module):
+            raise InfluxError(f"model must be a torch.nn.Module or a function that makes one; calling it gave a {type(made).__name__}.")
+        return made.cpu()
+
+
+@dataclass(frozen=True)
+class OwnLoss(Objective):
+    """ℓ by a function of outputs [n, out] and targets [n, ...] that gives one loss an example, in the function's unit.
+
+    The Gauss-Newton matrix is formed with its Hessian in the outputs, which is positive semi-definite only where the loss is convex in
+    them.
+    """
+
+    held: Held
+
+    def loss(self, outputs: Float[Tensor, " *k batch out"], targets: Shaped[Tensor, " *k batch *target"]) -> Float[Tensor, " *k batch"]:
+        stacked = outputs.shape[:-2]
+        if not stacked:
+            return self._each(outputs, targets)
+        own = targets.expand(*stacked, *targets.shape) if targets.shape[: len(stacked)] != stacked else targets
+        flat = self._each(outputs.flatten(0, -2), own.reshape(-1, *own.shape[len(stacked) + 1 :]))
+        return flat.reshape(outputs.shape[:-1])
+
+    def _each(self, outputs: Float[Tensor, "n out"], targets: Shaped[Tensor, " n *target"]) -> Float[Tensor, " n"]:
+        made = self.held.it(outputs, targets)
+        if not isinstance(made, Tensor) or made.shape != outputs.shape[:1]:
+            shape = tuple(made.shape) if isinstance(made, Tensor) else type(made).__name__
+            raise InfluxError(
+                f"loss must give one number an example, shape ({len(outputs)},); it gave {shape}. torch's losses do with reduction='none', "
+                "for example torch.nn.CrossEntropyLoss(reduction='none')."
+            )
+        return made
+
+
+@dataclass(frozen=True)
+class AsGiven(Training):
+    """No training: the module's parameters are taken for the optimum of J with this weight decay."""
+
+    weight_decay: float
+    kind: type
+    seed: int
+
+    def fit(self, task: Task) -> Fit:
+        if task.models > 1 or bool((task.weights != 1).any()) or task.seed != self.seed or type(task.module) is not self.kind:
+            raise InfluxError(
+                "this method trains models of its own, and influx.estimate takes the one model as it is: use influx.validate, which trains."
+            )
+        row, norms = summarise(task, task.params, task.buffers, self.weight_decay)
+        return Fit(task.params, task.buffers, norms, [{"epoch": 0, **row}])
+
+    def trial(self, iterations: int, seconds: float, models: int) -> tuple[Training, float]:
+        return self, 1.0
+
+    def memory(self, params: int, row: int, n: int) -> int:
+        return params
+
+    def shuffles(self, n: int) -> bool:
+        return False
+
+
+def data_of(train: Any, test: Any, width: Callable[[Tensor], int], dtype: torch.dtype, device: torch.device) -> Data:
+    """Two parts as `Data`, in the order in which they come; positions count from 0. `width` is that of a model's output for inputs.
+
+    Raises:
+        InfluxError: a part is not inputs and targets of one length, is empty or not finite, or the two parts do not fit one another.
+    """
+    parts = {name: _part(part, name, dtype) for name, part in (("train", train), ("test", test))}
+    (x, y), (x_test, y_test) = parts["train"], parts["test"]
+    if x.shape[1:] != x_test.shape[1:] or y.shape[1:] != y_test.shape[1:] or y.is_floating_point() != y_test.is_floating_point():
+        raise InfluxError(
+            f"train and test differ in kind: inputs {tuple(x.shape[1:])} and {tuple(x_test.shape[1:])} an example, "
+            f"targets {y.dtype} {tuple(y.shape[1:])} and {y_test.dtype} {tuple(y_test.shape[1:])}."
+        )
+    labels, n_outputs = not y.is_floating_point(), width(x.to(device))
+    if labels and not 0 <= int(min(y.min(), y_test.min())) <= int(max(y.max(), y_test.max())) < n_outputs:
+        low, high = int(min(y.min(), y_test.min())), int(max(y.max(), y_test.max()))
+        raise InfluxError(
+            f"labels go from {low} to {high}, and the model has {n_outputs} outputs, for classes 0 to {n_outputs - 1}. "
+            "Numbers to predict must be floating-point."
+        )
+    made = Data(
+        name="own data", task="classification" if labels else "regression", train_inputs=x, train_targets=y, test_inputs=x_test,
+        test_targets=y_test, train_index=np.arange(len(x)), test_index=np.arange(len(x_test)), n_classes=n_outputs,
+        class_names=tuple(map(str, range(n_outputs))) if labels else (), feature_names=(), flipped=np.arange(0),
+        input_offset=np.zeros(()), input_scale=np.ones(()), target_offset=0.0, target_scale=1.0,
+    )  # fmt: skip
+    return made.to(dtype, device)
+
+
+def _part(part: Any, name: str, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    inputs, targets = map(_tensor, _read(part, name))
+    if not inputs.is_floating_point():
+        raise InfluxError(f"{name} inputs are {inputs.dtype}; they must be floating-point: inputs.float().")
+    if inputs.ndim < 2 or len(inputs) != len(targets) or not len(inputs):
+        raise InfluxError(
+            f"{name} must be inputs [n, ...] and targets [n] of the same n > 0; "
+            f"their shapes are {tuple(inputs.shape)} and {tuple(targets.shape)}."
+        )
+    for what, values in (("inputs", inputs), ("targets", targets)):
+        if not bool(torch.isfinite(values).all()):
+            raise InfluxError(f"{name} {what} hold {int((~torch.isfinite(values)).sum())} numbers that are not finite: clean them first.")
+    whole = targets.to(torch.int64) if not targets.is_floating_point() else targets
+    return inputs.to(dtype), whole
+
+
+def _read(part: Any, name: str) -> tuple[Any, Any]:
+    """Inputs and targets of a pair, a data set or a loader, read once in its own order."""
+    if isinstance(part, torch.utils.data.DataLoader):
+        if not isinstance(part.sampler, torch.utils.data.SequentialSampler):
+            raise InfluxError(f"{name} is a loader that shuffles, so positions would mean nothing: give its dataset, {name}.dataset.")
+        part = part.dataset
+    if isinstance(part, torch.utils.data.TensorDataset):
+        part = part.tensors
+    if isinstance(part, torch.utils.data.Dataset):
+        rows = [part[at] for at in range(len(part))]  # type: ignore[arg-type]
+        part = torch.stack([_tensor(row[0]) for row in rows]), torch.stack([_tensor(row[1]) for row in rows])
+    if not isinstance(part, tuple | list) or len(part) != 2:
+        raise InfluxError(f"{name} must be (inputs, targets), a torch Dataset or a DataLoader; this is a {type(part).__name__}.")
+    return part[0], part[1]
+
+
+def _tensor(values: Any) -> Tensor:
+    return values.detach() if isinstance(values, Tensor) else torch.as_tensor(np.asarray(values))
+
+
+def check_separate(objective: Objective, outputs: Float[Tensor, "n out"], targets: Shaped[Tensor, " n *target"]) -> None:
+    """Raise `InfluxError` unless an example's loss depends on that example alone."""
+    together = objective.loss(outputs, targets)
+    alone = torch.cat([objective.loss(outputs[at : at + 1], targets[at : at + 1]) for at in range(len(outputs))])
+    if not torch.allclose(together, alone, rtol=1e-4, atol=1e-6):  # rounding in float32
+        raise InfluxError("loss gives an example another number when it stands in a batch: it must depend on that example alone.")
