@@ -378,6 +378,14 @@ def test_what_is_wrong_is_one_line(runs: dict[str, Path], words: tuple[str, ...]
     assert not (home / "outputs/report").exists()
 
 
+def test_a_missing_library_is_one_line(runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "vl_convert", None)
+    ran = call("report", str(runs["train"]), "out=out", cwd=tmp_path)
+    assert ran.status == 2
+    assert re.fullmatch(r"influx: influx report cannot load its charts \(.*\): pip install vl-convert-python\.\n", ran.err)
+    assert list((tmp_path / "out").iterdir()) == []
+
+
 def test_help_says_what_it_takes(run_influx: Run, tmp_path: Path) -> None:
     ran = run_influx("report", "--help", cwd=tmp_path)
     assert ran.status == 0

@@ -24,7 +24,7 @@ usage: influx report PATH... [key=value ...]
 settings
   out=FOLDER       where report.html, summary.csv and summary.png go (outputs/report/<time>)
   title=TEXT       the page's heading
-  examples=false   leave training and test examples out of the page, for example where they are private
+  examples=false   no pictures, texts and features of examples, where those are private; positions and labels stay
 """
 
 TITLE = "Can these influence estimates be trusted?"

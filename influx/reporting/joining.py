@@ -29,6 +29,7 @@ def join(paths: Sequence[Path], out: Path, title: str, examples: bool) -> None:
         raise InfluxError(f"cannot write {out} ({error.strerror}): choose another folder with out=...") from error
     table = summary(runs)
     ranked = sweeps.headline(table)
+    text, notes = page_of(runs, commands, table, ranked, title=title, examples=examples)
     write_whole(out / "summary.csv", table.to_csv(index=False).encode())
     picture = out / "summary.png"
     picture.unlink(missing_ok=True)
@@ -37,7 +38,6 @@ def join(paths: Sequence[Path], out: Path, title: str, examples: bool) -> None:
         known = telling(ranked)
         means = over_seeds(known)
         sweeps.draw(known if means is None else means, picture, sweeps.common([one.job for one in runs]))
-    text, notes = page_of(runs, commands, table, ranked, title=title, examples=examples)
     write_whole(out / "report.html", text.encode())
     for one in runs:
         if not one.finished:

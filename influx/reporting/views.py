@@ -15,7 +15,7 @@ from influx.reporting.examples import Examples, unit_of
 from influx.reporting.numbers import Pairs, pairs
 from influx.reporting.runs import Reported
 
-ALL_PAIRS, MOST_PAIRS, FEWEST_PAIRS = 16_000, 2_000, 200  # of all runs together; of one run, at most and at least
+ALL_PAIRS, MOST_PAIRS, FEWEST_PAIRS = 24_000, 2_000, 200  # of all runs together; of one run, at most and at least
 GALLERY_ROWS, GALLERY_SIDE = 4, 4  # test examples of a run, and training examples on each of their sides
 ALL_ROWS = 120  # of the galleries of all runs together
 UNITS = {"subset": "removed subset", "group": "removed group"}  # by the first word of a truth's name

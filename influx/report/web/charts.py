@@ -27,7 +27,14 @@ def agreement(table: pd.DataFrame, single: pd.DataFrame, *, statistic: str, limi
     `table`: `label, value, ci_low, ci_high, noise_ceiling, ceiling_low, ceiling_high`; `single`: `label, value`, one mark a seed.
     """
     labels = list(dict.fromkeys(table["label"]))
-    y = {"field": "label", "type": "nominal", "sort": labels, "title": None, "axis": {"ticks": False, "domain": False}}
+    y = {
+        "field": "label",
+        "type": "nominal",
+        "sort": labels,
+        "title": None,
+        "scale": {"padding": 0},
+        "axis": {"ticks": False, "domain": False},
+    }
     scale = {"domain": list(limits), "nice": False}
     x = {"field": "value", "type": "quantitative", "scale": scale, "title": statistic, "axis": {"tickCount": 6}}
     layers: list[Spec] = [

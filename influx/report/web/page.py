@@ -10,6 +10,7 @@ from typing import Any
 
 import pandas as pd
 
+from influx.errors import InfluxError
 from influx.report.web.tables import definitions, escape, table
 
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline' 'unsafe-eval'"  # vega compiles
@@ -106,9 +107,15 @@ def html_of(page: ReportPage) -> str:
 
 
 def libraries() -> str:
-    """Vega, Vega-Lite and vega-embed as one script that needs no network (about 0.9 MB)."""
-    import vl_convert
+    """Vega, Vega-Lite and vega-embed as one script that needs no network (about 0.9 MB).
 
+    Raises:
+        InfluxError: the package that has them is missing.
+    """
+    try:
+        import vl_convert
+    except ImportError as error:
+        raise InfluxError(f"influx report cannot load its charts ({error}): pip install vl-convert-python.") from error
     return _inside_a_script(vl_convert.javascript_bundle())
 
 
