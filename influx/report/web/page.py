@@ -116,7 +116,7 @@ def libraries() -> str:
         import vl_convert
     except ImportError as error:
         raise InfluxError(f"influx report cannot load its charts ({error}): pip install vl-convert-python.") from error
-    return _inside_a_script(vl_convert.javascript_bundle(None))
+    return _inside_a_script(vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;"))
 
 
 def _own(name: str) -> str:
