@@ -275,12 +275,16 @@ def test_tensorboard_reads_it_back(run_influx: Run, tmp_path: Path) -> None:
     assert [event.step for event in losses] == history.epoch.tolist()
     assert [event.value for event in losses] == pytest.approx(history.loss.tolist(), rel=1e-6)  # float32
     table = pd.read_csv(tmp_path / "run/correlations.csv").set_index("statistic")
-    assert found.Scalars("correlations/spearman_ci_low")[0].value == pytest.approx(table.ci_low["spearman"], rel=1e-6)
+    assert [event.value for event in found.Scalars("correlations/spearman_ci_low")] == [pytest.approx(table.ci_low["spearman"], rel=1e-6)]
+    assert [event.value for event in found.Scalars("correlations/spearman")] == [pytest.approx(table.value["spearman"], rel=1e-6)]
     assert {"scatter", "history", "top_influences"} <= {*found.Tags()["images"]}
     markdown = found.Tensors("correlations.md/text_summary")[0].tensor_proto.string_val[0].decode()
     assert markdown == (tmp_path / "run/correlations.md").read_text()
     plugins = found.PluginTagToContent("hparams")
-    assert b"method.option" in plugins["_hparams_/session_start_info"]
+    said = plugins["_hparams_/session_start_info"]
+    assert b"method.option" in said
+    assert b"dataset.train_size" in said  # it was set on the command line
+    assert b"dataset.label_noise" not in said
 
 
 @pytest.mark.mlflow
