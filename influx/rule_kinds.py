@@ -75,6 +75,11 @@ def _are_layers(value: Any) -> bool:
 
 
 FLAG = Rule("true or false", lambda v: isinstance(v, bool))
+PICTURES = Rule(
+    "true, false, or a list of pdf and svg",
+    lambda v: isinstance(v, bool) or (isinstance(v, list | tuple) and {*v} <= {"png", "pdf", "svg"} and len({*v}) == len(v) > 0),
+    ("pdf", "svg"),
+)
 SIZE = Rule("a size of at least 1MiB, such as 2GiB or 500MB", _is_size)
 PARAMS = Rule("all, last_layer, or a pattern of parameter names such as '*.weight'", _is_selection, ("all", "last_layer"))
 TEXT = Rule("a text", lambda v: isinstance(v, str) and v != "")

@@ -78,7 +78,8 @@ class RunFolder:
         """Open the record. Results that an earlier run left in the same folder are removed, so that one folder holds one run."""
         if (self.path / "run.json").exists():
             for name in RESULTS:
-                (self.path / name).unlink(missing_ok=True)
+                for file in [name, *(name.replace(".png", kind) for kind in (".pdf", ".svg"))]:
+                    (self.path / file).unlink(missing_ok=True)
         self.record |= {
             "command": command,
             "overrides": overrides,

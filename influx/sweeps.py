@@ -14,12 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import yaml
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from influx.report.heat_grid import save_grid
 from influx.report.ranking import save_lines, save_ranking
+from influx.report.saving import formats
 from influx.report.tables import interval, significant, to_markdown
 from influx.store import write_whole
 from influx.sweep_jobs import SPEARMAN, Job, read
@@ -45,9 +47,11 @@ def join(folder: Path) -> None:
     averaged = over_seeds(ranked)
     write_whole(folder / "summary.csv", table.to_csv(index=False).encode())
     write_whole(folder / "summary.md", _markdown(folder, ranked, averaged).encode())
-    (folder / "summary.png").unlink(missing_ok=True)  # of an earlier sweep in the same folder
+    for old in ("summary.png", "summary.pdf", "summary.svg"):  # of an earlier sweep in the same folder
+        (folder / old).unlink(missing_ok=True)
     if _compared(ranked):
-        _picture(jobs, ranked, averaged, folder / "summary.png")
+        with formats(yaml.safe_load(jobs[0].asked.get("pictures", "true"))):
+            _picture(jobs, ranked, averaged, folder / "summary.png")
     Console(width=None if sys.stdout.isatty() else WIDTH, highlight=False).print(lines(ranked if averaged is None else averaged))
     if averaged is not None:
         print("\n".join(_about_seeds(ranked, averaged)))

@@ -27,7 +27,7 @@ def drawn(monkeypatch, tmp_path):
     """A path to save to, and a check: nothing reaches over the figure's edge, no global setting changed; it gives all texts."""
     figures, settings = [], dict(matplotlib.rcParams)
     save = Figure.savefig
-    monkeypatch.setattr(Figure, "savefig", lambda figure, path: (save(figure, path), figures.append(figure)))
+    monkeypatch.setattr(Figure, "savefig", lambda figure, path, **more: (save(figure, path, **more), figures.append(figure)))
 
     def check():
         (figure,) = figures

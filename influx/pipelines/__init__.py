@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from influx.loggers.base import open_logger, tell
 from influx.pipelines import estimate, train, validate
 from influx.pipelines.session import Session, open_session
 from influx.pipelines.tasks import Task
+from influx.report.saving import formats
 from influx.runfolder import RunFolder
 from influx.store import Store
 
@@ -39,8 +41,10 @@ def run_command(config: Mapping[str, Any], choices: Mapping[str, str], path: Pat
         store = Store(Path(place) if place else None)
         store.check()
         session = open_session(config, choices, folder, store)
-        result = _dispatch(session)
-        folder.record |= {"status": "finished", "returned": result}
+        with formats(config["pictures"]):
+            result = _dispatch(session)
+        returned = None if result is None or math.isnan(result) else result  # JSON has no NaN
+        folder.record |= {"status": "finished", "returned": returned}
         log.info("results: %s", path)
         return result
     except BaseException as error:

@@ -23,6 +23,7 @@ from rich.console import Console
 from influx.configuration import quoted
 from influx.errors import InfluxError, NumericalError
 from influx.report.page import StudyPage, page_of
+from influx.report.saving import formats
 from influx.report.tables import claim_lines, to_markdown
 from influx.runfolder import RunFolder, source_digest
 from influx.studies.claims import COLUMNS
@@ -81,7 +82,8 @@ def run(studies: tuple[Study, ...], config: Mapping[str, Any], path: Path, overr
     folder = RunFolder(path)
     folder.start("reproduce", config, overrides)
     try:
-        reproduce(request, folder)
+        with formats(config.get("pictures")):
+            reproduce(request, folder)
         folder.record["status"] = "finished"
         log.info("results: %s", path)
     except BaseException as error:

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from influx.report.detection import draw_scores, looks
 from influx.report.plots import GREY, new_figure, style
+from influx.report.saving import save
 
 APART = 0.005  # of the axis, between the intervals of two rules
 
@@ -25,7 +26,7 @@ def save_cleansing(table: pd.DataFrame, path: str | Path, *, method: str, share:
         ax.set_title(textwrap.fill(about, 85))
         figure.legend(loc="outside lower left", ncols=6)
         figure.suptitle(textwrap.fill(title, 80), x=0.01, ha="left")
-        figure.savefig(path)
+        save(figure, path)
 
 
 def save_cleansing_ranking(table: pd.DataFrame, ranked: pd.DataFrame, path: str | Path, *, title: str, about: str) -> None:
@@ -42,7 +43,7 @@ def save_cleansing_ranking(table: pd.DataFrame, ranked: pd.DataFrame, path: str 
         draw_scores(shown, right, drawn=looks(rules), label=label, reference=nothing)
         left.set_title(about)
         figure.suptitle(textwrap.fill(title, 95), x=0.01, ha="left")
-        figure.savefig(path)
+        save(figure, path)
 
 
 def draw_cleansing(table: pd.DataFrame, ax: Axes, *, method: str, share: float) -> None:

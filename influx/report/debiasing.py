@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from rich.table import Table
 
 from influx.report.plots import BLUE, GREEN, GREY, VERMILLION, new_figure, style
+from influx.report.saving import save
 from influx.report.tables import interval, significant
 
 COLOURS = {"without raising": BLUE, "without lowering": VERMILLION, "without random": GREY, "hard debiasing": "black"}  # others are green
@@ -35,7 +36,7 @@ def save_debiasing(table: pd.DataFrame, path: str | Path, *, tests: Sequence[str
             handles, names, loc="outside lower left", ncols=3, title=textwrap.fill(about, wide), alignment="left", title_fontsize=8
         )
         figure.suptitle(textwrap.fill(title, wide), x=0.01, ha="left")
-        figure.savefig(path)
+        save(figure, path)
 
 
 def draw_debiasing(table: pd.DataFrame, ax: Axes, *, test: str, scores: Sequence[str]) -> None:

@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from rich.table import Table
 
 from influx.report.plots import BLUE, GREEN, GREY, ORANGE, VERMILLION, new_figure, style
+from influx.report.saving import save
 from influx.report.tables import interval, significant
 
 PURPLE, SKY, YELLOW = "#CC79A7", "#56B4E9", "#B8A800"  # the rest of the palette, yellow darker for thin lines
@@ -48,7 +49,7 @@ def save_detection(
         draw_scores(ranked, right, drawn=drawn)
         left.set_title(about)
         figure.suptitle(textwrap.fill(title, 95), x=0.01, ha="left")
-        figure.savefig(path)
+        save(figure, path)
 
 
 def draw_curves(curve: pd.DataFrame, ax: Axes, *, share: float, drawn: dict[str, dict[str, Any]]) -> None:

@@ -15,6 +15,7 @@ from matplotlib.patches import Rectangle
 
 from influx.report.gallery import Exhibit, GalleryRow
 from influx.report.plots import BLUE, GREY, VERMILLION, new_figure, style
+from influx.report.saving import save
 
 ACROSS = 3  # test examples side by side
 LARGE, SMALL, PAD, TITLE, TOP = 0.62, 0.44, 0.05, 0.13, 0.5  # inches
@@ -49,7 +50,7 @@ def save_grid(rows: Sequence[GalleryRow], path: str | Path, *, says: str) -> Non
         ax.text(2 * PAD, 0.36, says, fontsize=8, color=GREY, va="center")
         for number, row in enumerate(rows):
             _draw_row(ax, plan, row, 2 * PAD + (number % ACROSS) * plan.wide, TOP + (number // ACROSS) * plan.high)
-        figure.savefig(path)
+        save(figure, path)
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,7 @@ def save_planes(panels: Sequence[PlanePanel], path: str | Path, *, says: str, na
             ax.set_ylabel(names[1])
         said = f"Training points, one marker a cluster; test point *, titled label in cluster\n{says}"
         figure.suptitle(said, x=0.01, ha="left", fontsize=8, fontweight="normal")
-        figure.savefig(path)
+        save(figure, path)
 
 
 def _draw_plane(figure: Figure, ax: Axes, panel: PlanePanel) -> None:

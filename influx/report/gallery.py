@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from influx.report.plots import BLUE, GREY, VERMILLION, style
+from influx.report.saving import save
 from influx.report.tables import significant
 
 ROWS = 20  # test examples drawn; all of them are in the CSV beside the picture
@@ -71,7 +72,7 @@ def save_gallery(rows: Sequence[GalleryRow], path: str | Path, *, unit: str = ""
         ax.text(plan.test, plan.height - PAD, "\n".join(notes), fontsize=7, color=GREY, va="bottom")
         ax.set_xlim(0, plan.width)
         ax.set_ylim(plan.height, 0)
-        figure.savefig(path)
+        save(figure, path)
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.image import AxesImage
 
 from influx.report.plots import new_figure, style
+from influx.report.saving import save
 from influx.report.tables import significant
 
 CELL = 0.55  # inches
@@ -35,7 +36,7 @@ def save_grid(table: pd.DataFrame, path: str | Path, *, statistic: str, names: t
             ax.set_axis_off()
         figure.colorbar(cells, ax=axes, label=statistic, shrink=0.8)
         figure.suptitle(textwrap.fill(title, round(11 * max(width, 4.2))), x=0.01, ha="left")
-        figure.savefig(path)
+        save(figure, path)
 
 
 def draw_grid(table: pd.DataFrame, ax: Axes, *, names: tuple[str, str], largest: float = 1.0) -> AxesImage:

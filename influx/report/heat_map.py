@@ -9,6 +9,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from influx.report.plots import new_figure, style
+from influx.report.saving import save
 from influx.report.tables import significant
 
 CELL, NUMBERED = 0.42, 12  # inches a class; classes up to which a cell holds its number
@@ -22,7 +23,7 @@ def save_class_influence(table: pd.DataFrame, path: str | Path, *, unit: str, ti
         figure = new_figure(2.6 + CELL * classes, 1.6 + CELL * classes)
         draw_class_influence(table, figure.subplots(), unit=unit)
         figure.suptitle(title, x=0.01, ha="left")
-        figure.savefig(path)
+        save(figure, path)
 
 
 def draw_class_influence(table: pd.DataFrame, ax: Axes, *, unit: str) -> None:

@@ -21,6 +21,7 @@ from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from influx.report.saving import save
 from influx.report.tables import interval, significant
 
 # Okabe & Ito's palette, told apart with every common colour blindness.
@@ -57,6 +58,9 @@ def style() -> AbstractContextManager[None]:
             "legend.frameon": False,
             "lines.linewidth": 1.4,
             "savefig.dpi": 160,
+            "pdf.fonttype": 42,  # TrueType: letters that an editor can change
+            "svg.fonttype": "none",
+            "svg.hashsalt": "influx",
         }
     )
 
@@ -95,7 +99,7 @@ def save_history(table: pd.DataFrame, path: str | Path) -> None:
         figure = new_figure(3.2 * len(columns), 2.6)
         for column, ax in zip(columns, figure.subplots(1, len(columns), squeeze=False)[0], strict=True):
             draw_history(table, ax, column)
-        figure.savefig(path)
+        save(figure, path)
 
 
 # ------------------------------------------------------------------------------------------------------------- scatter
@@ -123,7 +127,7 @@ def save_scatter(
         left.set_title(_pairs_caption(correlations), fontsize=8, linespacing=1.5)
         draw_per_test(per_test, correlations, right)
         figure.suptitle(textwrap.fill(title, 95), x=0.01, ha="left")
-        figure.savefig(path)
+        save(figure, path)
 
 
 def draw_pairs(pairs: pd.DataFrame, ax: Axes, *, unit: str, calibrated: bool) -> None:

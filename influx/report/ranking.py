@@ -14,6 +14,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from influx.report.plots import BLUE, GREY, VERMILLION, new_figure, style
+from influx.report.saving import save
 from influx.report.tables import significant
 
 COLUMNS = 3  # panels side by side
@@ -39,7 +40,7 @@ def save_ranking(table: pd.DataFrame, path: str | Path, *, statistic: str, title
         if ceilings:
             _legend(figure.axes[0], table)
         figure.suptitle(textwrap.fill(title, round(11 * width)), x=0.01, ha="left")
-        figure.savefig(path)
+        save(figure, path)
 
 
 def draw_ranking(table: pd.DataFrame, ax: Axes) -> None:
@@ -75,7 +76,7 @@ def save_lines(
         elif table["label"].nunique() > 1:
             figure.legend(loc="outside lower left", ncols=4)
         figure.suptitle(textwrap.fill(title, 70), x=0.01, ha="left")
-        figure.savefig(path)
+        save(figure, path)
 
 
 def draw_lines(table: pd.DataFrame, ax: Axes) -> None:

@@ -10,6 +10,7 @@ import matplotlib.figure
 import pandas as pd
 
 from influx.report.plots import style
+from influx.report.saving import save
 
 
 class Figure(ABC):
@@ -27,4 +28,4 @@ class Figure(ABC):
 
     def save(self, points: pd.DataFrame, results: pd.DataFrame, labels: Mapping[str, str], path: Path) -> None:
         with style():
-            self.draw(points, results, labels).savefig(path)
+            save(self.draw(points, results, labels), path)
