@@ -33,7 +33,8 @@ more
   influx COMMAND --help        groups, options and settings of a command
   influx COMMAND --cfg job     the configuration that would run
   influx --version
-  eval "$(influx -sc install=bash)"    tab completion (also zsh, fish)
+  eval "$(influx -sc install=bash)"    tab completion (zsh the same; fish: influx -sc install=fish | source)
+  import influx; run = influx.load("outputs/...")    a finished run in a notebook: tables and labelled arrays
 """
 
 

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from influx.errors import InfluxError
 from influx.flags import flags_first
-from influx.rule_kinds import FLAG
 from influx.rules import RULES
 
 FLAGS = ("--help", "--cfg", "--multirun", "--config-dir", "--info", "--resolve")
@@ -60,8 +59,10 @@ def _of_hydra(line: str, command: str, arguments: list[str], hydra: Hydra) -> Se
     key, equals, value = last.partition("=")
     before, comma, _ = value.rpartition(",")
     rule = RULES.get(key)
-    if equals and rule is not None and (rule.choices or rule is FLAG):
-        return [f"{key}={before}{comma}{one}" for one in (rule.choices or ("true", "false"))]
+    if equals and rule is not None:
+        possible = [*(("true", "false") if rule.accepts(True) else ()), *rule.choices]
+        if possible:
+            return [f"{key}={before}{comma}{one}" for one in possible]
     words = line.split()
     before_last = flags_first(words[2 : len(words) - bool(last)])
     asked = f"{key}={value.rpartition(',')[2]}" if comma else last

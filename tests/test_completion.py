@@ -41,7 +41,8 @@ def completed(run: Run, cwd: Path, line: str, point: int | None = None) -> set[s
         ("influx validate dtype=", {"dtype=float32", "dtype=float64"}),
         ("influx validate -m dtype=float32,", {"dtype=float32,float32", "dtype=float32,float64"}),
         ("influx validate retraining.start=w", {"retraining.start=scratch", "retraining.start=warm"}),  # the shell keeps the second
-        ("influx train pictures=", {"pictures=true", "pictures=false"}),
+        ("influx train dataset.standardize=", {"dataset.standardize=true", "dataset.standardize=false"}),
+        ("influx train pictures=", {"pictures=true", "pictures=false", "pictures=pdf", "pictures=svg"}),
         ("influx validate logger=", {"logger=mlflow", "logger=tensorboard", "logger=wandb"}),
         ("influx validate --c", {"--help", "--cfg", "--multirun", "--config-dir", "--info", "--resolve"}),
         ("influx doctor s", {"store.dir=", "self_check=true", "self_check=false"}),

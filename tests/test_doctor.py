@@ -138,7 +138,7 @@ def test_what_is_broken_is_named_at_the_end_with_status_1(run_influx: Run, tmp_p
     assert re.search(r"^  broken  pandas +1\.5 \(>=2\.2 is needed\)\n +-> pip install 'pandas>=2\.2'$", ran.out, re.MULTILINE)
 
 
-@pytest.mark.parametrize("module", ["torch", "joblib", "hydra"])
+@pytest.mark.parametrize("module", ["torch", "joblib"])
 def test_a_package_that_cannot_be_imported_is_a_finding_not_the_end(tmp_path: Path, module: str) -> None:
     (tmp_path / module).mkdir()
     (tmp_path / module / "__init__.py").write_text("raise ImportError('libfoo.so: cannot open')\n")

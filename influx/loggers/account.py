@@ -23,7 +23,8 @@ class Account:
 
     `name`: its folder's name; a sweep's job has the sweep's before a slash, and that alone is `group`.
     `status`: "finished", or "failed: " and why. `begun`: when, in seconds since the epoch.
-    `parameters`: the configuration, nested, with the chosen option of each group as `option`.
+    `parameters`: the configuration, nested, with the chosen option of each group as `option`. `asked`: keys that
+    were set on the command line.
     `history`: a row an epoch (`epoch`, then loss, accuracy, gradient norm ...), empty when nothing was trained.
     `metrics`: numbers of the whole run by name: statistics with their intervals (`correlations/spearman`,
     `correlations/spearman_ci_low`), seconds a stage, facts. NaN is left out.
@@ -37,6 +38,7 @@ class Account:
     status: str
     begun: float
     parameters: dict[str, Any]
+    asked: tuple[str, ...]
     history: pd.DataFrame
     metrics: dict[str, float]
     files: tuple[Path, ...]
@@ -50,6 +52,15 @@ class Account:
     def flat(self) -> dict[str, Any]:
         """`parameters` with dotted names, as on the command line; values are numbers, truth values or texts."""
         return dict(_leaves(self.parameters))
+
+    @property
+    def main(self) -> dict[str, Any]:
+        """Of `flat` what runs are told apart by: the seed, the chosen options, and what was set on the command line."""
+        return {
+            key: value
+            for key, value in self.flat.items()
+            if key in ("seed", *self.asked) or (key.count(".") == 1 and key.endswith(".option"))
+        }
 
     def texts(self) -> dict[str, str]:
         """The run's Markdown tables by file name."""
@@ -70,6 +81,7 @@ def account_of(path: Path, record: Mapping[str, Any], config: Mapping[str, Any])
         status=str(record["status"]).strip().splitlines()[0],
         begun=datetime.strptime(record["started"], "%Y-%m-%dT%H:%M:%S%z").timestamp(),
         parameters=_parameters(config, record.get("choices", {})),
+        asked=tuple(str(word).lstrip("+~").partition("=")[0] for word in record.get("overrides", [])),
         history=_history(path / "history.csv"),
         metrics={name: value for name, value in _metrics(path, record) if math.isfinite(value)},
         files=tuple(sorted(file for file in path.iterdir() if file.suffix in SHOWN)),
@@ -108,13 +120,13 @@ def _history(file: Path) -> pd.DataFrame:
 
 
 def _metrics(path: Path, record: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
-    yield from ((f"seconds/{stage}", float(seconds)) for stage, seconds in record["stage_seconds"].items())
-    for name, value in record.get("facts", {}).items():
-        if isinstance(value, int | float) and not isinstance(value, bool):
-            yield f"facts/{name}", float(value)
     file = path / record.get("table", "correlations.csv")
     if record["status"] == "finished" and file.is_file():
         yield from _statistics(file, record.get("choices", {}).get("method"))
+    for name, value in record.get("facts", {}).items():
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            yield f"facts/{name}", float(value)
+    yield from ((f"seconds/{stage}", float(seconds)) for stage, seconds in record["stage_seconds"].items())
 
 
 def _statistics(file: Path, method: str | None) -> Iterator[tuple[str, float]]:

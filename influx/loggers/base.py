@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import textwrap
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
@@ -10,6 +11,8 @@ from typing import Any, ClassVar
 from influx.errors import InfluxError
 from influx.instantiate import build
 from influx.loggers.account import Account
+
+LONGEST = 200  # characters of what a tracker says when it fails
 
 
 class Logger(ABC):
@@ -51,7 +54,7 @@ def tell(logger: Logger, account: Callable[[], Account]) -> str | None:
     try:
         logger.log(account())
     except Exception as error:  # whatever a tracker's client or server may raise
-        said = (str(error).strip() or type(error).__name__).splitlines()[0]
+        said = textwrap.shorten((str(error).strip() or type(error).__name__).splitlines()[0], LONGEST, placeholder=" ...")
         return f"{type(logger).__name__} did not take the account of this run ({said}); the run folder has everything."
     return None
 

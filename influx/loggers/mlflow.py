@@ -20,7 +20,8 @@ from influx.rules import check_fields
 LOCAL = Path("outputs/mlflow")  # the default's place: mlflow.db, and artifacts/ with the files
 LONGEST = 500  # characters of a parameter that every server takes
 AT_ONCE = 100  # of a batch that every server takes
-NOISY = ("alembic", "mlflow")
+RETRIES = "2"  # of a request to a server that does not answer, unless the environment says otherwise: MLflow itself waits for minutes
+NOISY = ("alembic", "mlflow", "urllib3")
 
 
 @dataclass(frozen=True)
@@ -43,8 +44,9 @@ class Mlflow(Logger):
     def log(self, account: Account) -> None:
         from mlflow.tracking import MlflowClient
 
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", RETRIES)
         for name in NOISY:
-            logging.getLogger(name).setLevel(logging.WARNING)
+            logging.getLogger(name).setLevel(logging.ERROR)
         uri = self.uri or os.environ.get("MLFLOW_TRACKING_URI") or _local()
         with _alone(uri):  # the first process makes the tables, and the experiment
             client = MlflowClient(tracking_uri=uri, registry_uri=uri)

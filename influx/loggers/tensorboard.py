@@ -17,7 +17,7 @@ FOLDER = "tensorboard"
 
 @dataclass(frozen=True)
 class TensorBoard(Logger):
-    """Scalars (training by epoch, statistics, seconds), figures, Markdown tables, and the settings beside the statistics under HPARAMS.
+    """Scalars (training by epoch, statistics, seconds), figures, Markdown tables, and under HPARAMS the settings that tell runs apart.
 
     Written anew when a run is repeated in the same folder.
     """
@@ -39,16 +39,19 @@ class TensorBoard(Logger):
                 for name, value in row.items():
                     if name != "epoch" and not np.isnan(value):
                         writer.add_scalar(f"training/{name}", value, int(row["epoch"]))
-            for name, value in account.metrics.items():
+            limits = {name: value for name, value in account.metrics.items() if name.endswith(("_ci_low", "_ci_high"))}
+            for name, value in limits.items():
                 writer.add_scalar(name, value)
             writer.add_text("status", account.status)
+            writer.add_text("configuration", "\n".join(f"    {name}: {value}" for name, value in account.flat.items()))
             writer.add_text("tags", "\n".join(f"- {name}: `{value}`" for name, value in account.tags.items()))
             if self.files:
                 for name, text in account.texts().items():
                     writer.add_text(name, text)
                 for name, picture in account.pictures().items():
                     writer.add_image(name, _pixels(picture), dataformats="HWC")
-            writer.add_hparams({**account.flat, "status": account.status}, account.metrics, run_name=".")
+            values = {name: value for name, value in account.metrics.items() if name not in limits}  # as scalars, too
+            writer.add_hparams({**account.main, "status": account.status}, values, run_name=".")
 
 
 def _pixels(picture: Any) -> np.ndarray:
