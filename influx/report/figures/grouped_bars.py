@@ -14,6 +14,7 @@ from influx.report.figures.base import Figure
 from influx.report.plots import BLUE, GREEN, GREY, ORANGE, VERMILLION, new_figure
 
 COLOURS = (GREY, ORANGE, BLUE, GREEN, VERMILLION, "#56B4E9")
+HATCHES = ("", "////", "", "....", "xxxx", "")  # told apart in grey print too
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,8 @@ class GroupedBars(Figure):
         for k, (arm, colour) in enumerate(zip(self.arms, COLOURS, strict=False)):
             part = table[table["arm"] == arm].set_index(self.axis).reindex(here)
             at = np.arange(len(here)) + (k - (len(self.arms) - 1) / 2) * width
-            ax.bar(at, part["mean"], width, color=colour, label=labels.get(arm, arm))
+            look = {"color": colour, "hatch": HATCHES[k % len(HATCHES)], "edgecolor": "white", "linewidth": 0.0}
+            ax.bar(at, part["mean"], width, label=labels.get(arm, arm), **look)
             ax.vlines(at, part["low"], part["high"], color="black", linewidth=1)
         ax.axhline(0, color=GREY, linewidth=0.6)
         ax.axhline(1, color=GREY, linewidth=0.6, linestyle=":")
