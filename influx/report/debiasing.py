@@ -110,8 +110,8 @@ def _told(row: pd.Series, sign: int) -> str:
 
 
 def _scores(table: pd.DataFrame) -> list[str]:
-    known = [str(score) for score in table[table["statistic"].str.startswith("change:")]["score"].drop_duplicates()]
-    return [*FIRST, *(score for score in known if score not in FIRST)]
+    known = [str(score) for score in table[table["statistic"].astype(str).str.startswith("change:")]["score"].drop_duplicates()]
+    return [*(score for score in FIRST if score in known), *(score for score in known if score not in FIRST)]
 
 
 def _or_nothing(cells: pd.DataFrame, score: str, statistic: str) -> pd.Series:

@@ -72,6 +72,8 @@ def save_gallery(
         notes = [f"below each: its influence ({unit})" if unit else "below each: its influence"]
         if len(rows) > ROWS:
             notes.append(f"the first {ROWS} of {len(rows)} test examples")
+        if kinds[0].startswith("lowering"):
+            notes[0] += "; lowering: without it, what is measured would be higher"
         ax.text(plan.test, plan.height - PAD, "\n".join(notes), fontsize=7, color=GREY, va="bottom")
         ax.set_xlim(0, plan.width)
         ax.set_ylim(plan.height, 0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import matplotlib.figure
 import numpy as np
@@ -52,7 +53,7 @@ class GroupedBars(Figure):
         for k, (arm, colour) in enumerate(zip(self.arms, COLOURS, strict=False)):
             part = table[table["arm"] == arm].set_index(self.axis).reindex(here)
             at = np.arange(len(here)) + (k - (len(self.arms) - 1) / 2) * width
-            look = {"color": colour, "hatch": HATCHES[k % len(HATCHES)], "edgecolor": "white", "linewidth": 0.0}
+            look: dict[str, Any] = {"color": colour, "hatch": HATCHES[k % len(HATCHES)], "edgecolor": "white", "linewidth": 0.0}
             ax.bar(at, part["mean"], width, label=labels.get(arm, arm), **look)
             ax.vlines(at, part["low"], part["high"], color="black", linewidth=1)
         ax.axhline(0, color=GREY, linewidth=0.6)
