@@ -13,20 +13,23 @@ from influx.report.plots import new_figure, say_nothing, style
 from influx.report.saving import save
 from influx.report.tables import significant
 
-CELL, NUMBERED = 0.46, 12  # inches a class; classes up to which a cell holds its number
+CELL, NUMBERED, BARE = 0.46, 12, 0.2  # inches a class; classes up to which a cell holds its number; inches a class without
 SMALLEST, CHARACTER = 1.3, 0.085  # inches: of the map, so that its axes' names have room; of a class name's character
 MOST = 40  # classes up to which each is named
 DARK = 0.6  # of the largest value, from which a number is written in white
 
 
 def save_class_influence(table: pd.DataFrame, path: str | Path, *, unit: str, title: str) -> None:
-    """`table`: as in `draw_class_influence`; `unit`: the measurement's."""
+    """`table`: as in `draw_class_influence`, and `n_train, n_test`, the sizes of its classes; `unit`: the measurement's."""
     with style():
         classes = max(table["train_class"].nunique(), table["test_class"].nunique())
-        side = max(CELL * classes, SMALLEST)
+        side = max((CELL if classes <= NUMBERED else BARE) * classes, SMALLEST)
         names = CHARACTER * max(len(str(name)) for part in ("train_class", "test_class") for name in table[part])
         figure = new_figure(2.1 + side + names, 1.3 + side + 0.7 * names)
-        draw_class_influence(table, figure.subplots(), unit=unit)
+        ax = figure.subplots()
+        draw_class_influence(table, ax, unit=unit)
+        sizes = [table.drop_duplicates(f"{part}_class")[f"n_{part}"].sum() for part in ("train", "test")]
+        ax.set_title(f"{sizes[0]:,} training × {sizes[1]:,} test examples", fontsize=8)
         figure.suptitle(title, x=0.01, ha="left")
         save(figure, path)
 

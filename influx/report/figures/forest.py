@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,7 @@ from influx.report.plots import BLUE, GREY, VERMILLION, new_figure
 KEYS = ("statistic", "label", "levels", "arms", "lines", "span", "reference")
 DASHES: tuple[Any, ...] = ("--", ":", "-.", "-")
 HEIGHT, LEGEND = 0.26, 1.6  # inches an arm, and beside the panels
+WRAPPED = 56  # characters of a lone panel's axis, which would be wider than it otherwise
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ class Forest(Figure):
                 axes[0].set_xlim(*row["span"])
             axes[0].set_ylim(len(row["arms"]) - 0.5, -0.5)
             if len(axes) == 1:
-                axes[0].set_xlabel(row["label"])
+                axes[0].set_xlabel(textwrap.fill(row["label"], WRAPPED))
             else:
                 band.supxlabel(row["label"], fontsize=9)
             if row.get("lines"):
