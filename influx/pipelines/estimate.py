@@ -22,7 +22,7 @@ from influx.pipelines import test_points
 from influx.pipelines.class_influence import MOST_CLASSES, class_table
 from influx.pipelines.cluster_explanations import clusters, explain, with_clusters
 from influx.pipelines.cost import forecast, said
-from influx.pipelines.exhibits import SHOWN_IMAGES, SHOWN_ROWS, gallery, top_table
+from influx.pipelines.exhibits import SHOWN_IMAGES, SHOWN_ROWS, gallery, kinds, top_table
 from influx.pipelines.session import Session
 from influx.pipelines.train import train
 from influx.pipelines.word_tests import write_word_tests
@@ -145,7 +145,8 @@ def _show(session: Session, trained: Trained, influence: Float[np.ndarray, "n_tr
     """The influences to look at: the most helpful and harmful, and class by class where there are classes."""
     data, folder, pictures = session.experiment.data, session.folder, session.config["pictures"]
     unit, k = session.experiment.measurement.unit, session.config["top_k"]
-    table, places = top_table(data, influence, k, whole_set), None if whole_set else clusters(session, trained)
+    called = kinds(data, session.experiment.measurement)
+    table, places = top_table(data, influence, k, whole_set, called), None if whole_set else clusters(session, trained)
     if places is not None:
         table = with_clusters(table, data, places)
         explain(folder, data, places, influence, measurement=session.experiment.measurement, pictures=pictures)
@@ -153,7 +154,11 @@ def _show(session: Session, trained: Trained, influence: Float[np.ndarray, "n_tr
     if pictures:
         count = SHOWN_IMAGES if data.is_image else SHOWN_ROWS
         shown = np.sort(np.argsort(-np.abs(influence).max(0), kind="stable")[:count])  # where influence is largest
-        save_gallery(gallery(data, influence, k, shown.tolist(), whole_set), folder.path / "top_influences.png", unit=unit)
+        said = "most helpful", "most harmful"
+        if called[0] == "lowering":
+            said = "lowering it most", "raising it most"
+        rows = gallery(data, influence, k, shown.tolist(), whole_set)
+        save_gallery(rows, folder.path / "top_influences.png", unit=unit, kinds=said)
     if whole_set or data.task != "classification" or data.test_names or len(data.class_names) > MOST_CLASSES:
         return
     table = class_table(data, influence)

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from influx.datasets import Data
+from influx.measurements import Measurement
 from influx.report.gallery import Exhibit, GalleryRow
 
 SHOWN_IMAGES, SHOWN_ROWS = 6, 3  # test examples in the picture; the table has all of them
@@ -60,15 +61,24 @@ def ranked(influence: Float[np.ndarray, "n_train n_test"], k: int) -> list[tuple
     return [(order[:k, t], order[::-1][:k, t]) for t in range(influence.shape[1])]
 
 
-def top_table(data: Data, influence: Float[np.ndarray, "n_train n_test"], k: int, whole_set: bool) -> pd.DataFrame:
-    """One row per test example x kind x rank; for texts, their beginnings in two more columns."""
+def kinds(data: Data, measurement: Measurement) -> tuple[str, str]:
+    """What training examples of large positive and of large negative influence are called: helpful and harmful where less is better (a
+    loss), lowering and raising where it is not (without the first, what is measured would be higher), or where the measurement asks
+    questions of its own, as `weat` does."""
+    plain = measurement.lower_is_better and (measurement.whole_set or not data.test_names)
+    return ("helpful", "harmful") if plain else ("lowering", "raising")
+
+
+def top_table(
+    data: Data, influence: Float[np.ndarray, "n_train n_test"], k: int, whole_set: bool, called: tuple[str, str] = ("helpful", "harmful")
+) -> pd.DataFrame:
+    """One row per test example x kind x rank; for texts, their beginnings in two more columns. `called`: as `kinds` gives them."""
     rows: list[dict[str, Any]] = []
     for t, (helpful, harmful) in enumerate(ranked(influence, k)):
         test = {"test_index": -1, "test_label": "whole test set"} if whole_set else {
             "test_index": data.test_index[t], "test_label": _test_label(data, t)
         }  # fmt: skip
-        kinds = ("lowering", "raising") if data.test_names and not whole_set else ("helpful", "harmful")  # of a measurement's own questions
-        for kind, chosen in zip(kinds, (helpful, harmful), strict=True):
+        for kind, chosen in zip(called, (helpful, harmful), strict=True):
             rows += [
                 {
                     **test, "kind": kind, "rank": rank, "train_index": data.train_index[i],

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from rich.table import Table
 
 from influx.report.detection import draw_scores, looks
-from influx.report.plots import GREY, new_figure, style
+from influx.report.plots import GREY, new_figure, say_nothing, style
 from influx.report.saving import save
 
 APART = 0.005  # of the axis, between the intervals of two rules
@@ -46,23 +46,30 @@ def save_cleansing_ranking(table: pd.DataFrame, ranked: pd.DataFrame, path: str 
         save(figure, path)
 
 
-def draw_cleansing(table: pd.DataFrame, ax: Axes, *, method: str, share: float) -> None:
-    """Test accuracy over share removed: a line a rule with its 95 % intervals over seeds (side by side), all from nothing removed."""
-    accuracy = table[table["kind"] == "accuracy"]
+def draw_cleansing(table: pd.DataFrame, ax: Axes, *, method: str = "", share: float = 0.0) -> None:
+    """Test accuracy over share removed: a line a rule with its 95 % intervals over seeds (side by side), all from nothing removed.
+
+    `table`: `score, kind, removed, value, ci_low, ci_high`, of which the rows of kind "accuracy" are drawn, the score "all" being nothing
+    removed; `method`: the rule that has the first colour; `share`: of wrong labels, drawn as a line.
+    """
+    accuracy = table[(table["kind"] == "accuracy") & table["value"].notna()]
     nothing = accuracy[accuracy["score"] == "all"]
     rules = [score for score in accuracy["score"].drop_duplicates() if score != "all"]
-    drawn = looks([method, *(rule for rule in rules if rule != method)])
-    ax.axhline(nothing["value"].iloc[0], color=GREY, linewidth=0.6)
+    drawn = looks([*filter(None, [method]), *(rule for rule in rules if rule != method)])
+    if len(nothing):
+        ax.axhline(nothing["value"].iloc[0], color=GREY, linewidth=0.6)
+    if not len(accuracy):
+        say_nothing(ax, "no accuracy")
     step = APART * accuracy["removed"].max()
     for place, rule in enumerate(reversed(rules)):
         part = accuracy[accuracy["score"] == rule].sort_values("removed")
-        joined = pd.concat([nothing, part])
+        joined = accuracy.loc[[*nothing.index, *part.index]]
         at = joined["removed"] + step * (place - (len(rules) - 1) / 2) * (joined["removed"] > 0)
         ax.plot(at, joined["value"], marker=".", label=rule, **drawn[rule])
         ax.vlines(at, joined["ci_low"], joined["ci_high"], color=drawn[rule]["color"], linewidth=1)
     if share > 0:
         ax.axvline(share, color=GREY, linewidth=0.8, linestyle=":", label="share of wrong labels")
-    ax.set_xlim(0, None)
+    ax.set_xlim(left=0)
     ax.set_xlabel("share of the training set removed")
     ax.set_ylabel("test accuracy, 95 % interval over seeds")
 

@@ -11,7 +11,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 from rich.table import Table
 
-from influx.report.plots import BLUE, GREEN, GREY, VERMILLION, new_figure, style
+from influx.report.detection import MOST
+from influx.report.plots import BLUE, GREEN, GREY, VERMILLION, new_figure, say_nothing, style
 from influx.report.saving import save
 from influx.report.tables import interval, significant
 
@@ -21,15 +22,13 @@ WIDTH, HEIGHT = 3.0, 0.27  # inches a panel and a row
 
 
 def save_debiasing(table: pd.DataFrame, path: str | Path, *, tests: Sequence[str], title: str, about: str) -> None:
-    """`table`: `score, statistic, value, ci_low, ci_high`."""
+    """`table`: as in `draw_debiasing`; `tests`: a panel each."""
     scores = _scores(table)
     with style():
         figure = new_figure(2.4 + WIDTH * len(tests), HEIGHT * len(scores) + 1.9)
         panels = figure.subplots(1, len(tests), sharey=True, squeeze=False)[0]
         for ax, test in zip(panels, tests, strict=True):
             draw_debiasing(table, ax, test=test, scores=scores)
-        panels[0].set_yticks(range(len(scores)), scores)
-        panels[0].set_ylim(len(scores) - 0.5, -0.5)
         handles, names = panels[0].get_legend_handles_labels()
         wide = int(14 * (2.4 + WIDTH * len(tests)))
         figure.legend(
@@ -39,21 +38,34 @@ def save_debiasing(table: pd.DataFrame, path: str | Path, *, tests: Sequence[str
         save(figure, path)
 
 
-def draw_debiasing(table: pd.DataFrame, ax: Axes, *, test: str, scores: Sequence[str]) -> None:
-    """A row a score with its interval; behind them how far single random sets move the effect, and the change that would end it."""
-    cells = table.set_index(["score", "statistic"])
-    trained = cells.loc[("trained", f"weat:{test}")]
-    random, spread = (cells.value["without random", f"{kind}:{test}"] for kind in ("change", "spread"))
-    ax.axvspan(random - spread, random + spread, color=GREY, alpha=0.18, linewidth=0, label="random sets: one standard deviation")
+def draw_debiasing(table: pd.DataFrame, ax: Axes, *, test: str, scores: Sequence[str] | None = None) -> None:
+    """A row a score with its interval; behind them how far single random sets move the effect, and the change that would end it.
+
+    `table`: `score, statistic, value, ci_low, ci_high`; of it are drawn, for the `test`, the statistic `change:<test>` of the `scores` (all
+    of the table when they are left out), `weat:<test>` of the score "trained", and `spread:<test>` of "without random".
+    """
+    scores = _scores(table) if scores is None else scores
+    scores, left_out = scores[:MOST], max(0, len(scores) - MOST)
+    cells = table.drop_duplicates(["score", "statistic"]).set_index(["score", "statistic"])[["value", "ci_low", "ci_high"]]
+    trained = _or_nothing(cells, "trained", f"weat:{test}")
+    random, spread = (_or_nothing(cells, "without random", f"{kind}:{test}").value for kind in ("change", "spread"))
+    if not math.isnan(random - spread):
+        ax.axvspan(random - spread, random + spread, color=GREY, alpha=0.18, linewidth=0, label="random sets: one standard deviation")
     ax.axvline(0.0, color=GREY, linewidth=0.8, label="as trained")
-    ax.axvline(-trained.value, color="black", linewidth=0.9, linestyle=":", label="no effect left")
-    for place, score in enumerate(scores):
-        row = cells.loc[(score, f"change:{test}")]
+    if not math.isnan(trained.value):
+        ax.axvline(-trained.value, color="black", linewidth=0.9, linestyle=":", label="no effect left")
+    rows = [_or_nothing(cells, score, f"change:{test}") for score in scores]
+    if all(math.isnan(row.value) for row in rows):
+        say_nothing(ax, "no change")
+    for place, (score, row) in enumerate(zip(scores, rows, strict=True)):
         colour = COLOURS.get(score, GREEN)
         if not math.isnan(row.ci_low):
             ax.plot([row.ci_low, row.ci_high], [place] * 2, color=colour, linewidth=1.4)
         ax.plot(row.value, place, "o", color=colour, markersize=4.5)
-    ax.set_xlabel("change of the effect size, 95 % interval")
+    ax.set_yticks(range(len(scores)), scores)
+    ax.set_ylim(max(len(scores), 1) - 0.5, -0.5)
+    more = f"\n{left_out:,} more scores are not drawn" if left_out else ""
+    ax.set_xlabel(f"change of the effect size, 95 % interval{more}")
     ax.set_title(f"{test.replace('_', ' ')}\neffect size {significant(trained.value)} {interval(trained)}".rstrip())
 
 
@@ -98,8 +110,14 @@ def _told(row: pd.Series, sign: int) -> str:
 
 
 def _scores(table: pd.DataFrame) -> list[str]:
-    known = [str(score) for score in table[table["statistic"].str.startswith("change:")]["score"].drop_duplicates()]
-    return [*FIRST, *(score for score in known if score not in FIRST)]
+    known = [str(score) for score in table[table["statistic"].astype(str).str.startswith("change:")]["score"].drop_duplicates()]
+    return [*(score for score in FIRST if score in known), *(score for score in known if score not in FIRST)]
+
+
+def _or_nothing(cells: pd.DataFrame, score: str, statistic: str) -> pd.Series:
+    """A row of numbers, all NaN where the table has none."""
+    found = _row(cells, score, statistic)
+    return pd.Series(math.nan, index=cells.columns) if found is None else found.astype(float)
 
 
 def _row(cells: pd.DataFrame, score: str, statistic: str) -> pd.Series | None:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 import textwrap
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from rich.table import Table
 
-from influx.report.plots import BLUE, GREEN, GREY, ORANGE, VERMILLION, new_figure, style
+from influx.report.plots import BLUE, GREEN, GREY, ORANGE, VERMILLION, new_figure, say_nothing, style
 from influx.report.saving import save
 from influx.report.tables import interval, significant
 
@@ -22,6 +24,7 @@ RULES: dict[str, dict[str, Any]] = {
     "oracle": {"color": "black", "linestyle": (0, (5, 1, 1, 1))},
     "best": {"color": "black", "linestyle": ":"},
 }
+MOST = 60  # scores that have room below each other
 NARROW = 0.12  # share of wrong labels up to which there is no room for a word beside the ideal curve
 
 
@@ -52,14 +55,21 @@ def save_detection(
         save(figure, path)
 
 
-def draw_curves(curve: pd.DataFrame, ax: Axes, *, share: float, drawn: dict[str, dict[str, Any]]) -> None:
-    """Share of the wrong labels found over share inspected: a line a score with its 95 % band, what chance finds, and the best there is."""
+def draw_curves(curve: pd.DataFrame, ax: Axes, *, share: float, drawn: Mapping[str, dict[str, Any]] | None = None) -> None:
+    """Share of the wrong labels found over share inspected: a line a score with its 95 % band, what chance finds, and the best there is.
+
+    `curve`: `score, inspected, found, ci_low, ci_high`; `share`: how many of the labels are wrong; `drawn`: as `looks` gives them, all
+    scores of the table in its order when it is left out.
+    """
+    drawn = looks(curve["score"].astype(str).drop_duplicates().tolist()) if drawn is None else drawn
     ax.plot([0, share, 1], [0, 1, 1], color="black", linewidth=0.8)
     ax.plot([0, 1], [0, 1], color="black", linewidth=0.8)
     beside = {"x": share - 0.015, "ha": "right"} if share > NARROW else {"x": share + 0.015, "ha": "left"}
     ax.text(y=0.975, s="ideal", fontsize=7, va="top", **beside)  # type: ignore[arg-type]
     ax.text(0.9, 0.88, "chance", fontsize=7, va="top", ha="left")
-    for score in reversed(drawn):
+    if not curve["found"].notna().any():
+        say_nothing(ax, "no score")
+    for score in reversed(list(drawn)):
         part = curve[curve["score"] == score]
         ax.plot(part["inspected"], part["found"], label=score, **drawn[score])
         if part["ci_low"].notna().any():
@@ -75,27 +85,36 @@ def draw_scores(
     ranked: pd.DataFrame,
     ax: Axes,
     *,
-    drawn: dict[str, dict[str, Any]],
+    drawn: Mapping[str, dict[str, Any]] | None = None,
     label: str = "ROC AUC, 95 % interval over seeds",
     reference: float = 0.5,
 ) -> None:
     """A row a score, best first, in the colour and with the dashes of its curve: its value with its 95 % interval over seeds, beside what
-    an unrelated score has (`reference`)."""
+    an unrelated score has (`reference`).
+
+    `ranked`: `score, value, ci_low, ci_high`, of which the first `MOST` rows are drawn; `drawn`: as in `draw_curves`; `label`: of the axis.
+    """
+    drawn = looks(ranked["score"].astype(str).drop_duplicates().tolist()) if drawn is None else drawn
+    ranked, left_out = ranked.head(MOST), max(0, len(ranked) - MOST)
     for place, row in enumerate(ranked.itertuples()):
         look = drawn[str(row.score)]
         ax.plot([-0.09, -0.01], [place] * 2, transform=ax.get_yaxis_transform(), clip_on=False, linewidth=1.6, **look)
         if not math.isnan(row.ci_low):
             ax.plot([row.ci_low, row.ci_high], [place] * 2, color=look["color"], linewidth=1.4)
         ax.plot(row.value, place, "o", color=look["color"], markersize=4.5)
-        ax.text(1.02, place, f"{row.value:.3f}", transform=ax.get_yaxis_transform(), va="center", fontsize=7)
+        said = "none" if math.isnan(row.value) else f"{row.value:.3f}"
+        ax.text(1.02, place, said, transform=ax.get_yaxis_transform(), va="center", fontsize=7)
     ax.axvline(reference, color=GREY, linewidth=0.6)
     ax.set_yticks(range(len(ranked)), ranked["score"].astype(str))
     ax.tick_params(axis="y", length=0, pad=26)
-    ax.set_ylim(len(ranked) - 0.5, -0.5)
-    lowest, highest = float(ranked[["value", "ci_low"]].min().min()), float(ranked[["value", "ci_high"]].max().max())
-    margin = 0.05 * (max(highest, reference) - min(lowest, reference))
-    ax.set_xlim(min(reference, lowest) - margin, min(max(reference, highest) + margin, 1.0))
-    ax.set_xlabel(label)
+    ax.set_ylim(max(len(ranked), 1) - 0.5, -0.5)
+    ends = ranked[["value", "ci_low", "ci_high"]].to_numpy(float)
+    known = [reference, *ends[np.isfinite(ends)]]
+    margin = 0.05 * (max(known) - min(known)) or 0.05
+    ax.set_xlim(min(known) - margin, max(min(max(known) + margin, 1.0), reference + margin))
+    ax.set_xlabel(f"{label}\n{left_out:,} more scores are not drawn" if left_out else label)
+    if len(known) == 1:
+        say_nothing(ax, "no score")
 
 
 def detection_lines(table: pd.DataFrame, about: str) -> Table:

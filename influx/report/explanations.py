@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from influx.report.gallery import Exhibit, GalleryRow
-from influx.report.plots import BLUE, GREY, VERMILLION, new_figure, style
+from influx.report.plots import BLUE, GREY, VERMILLION, new_figure, say_nothing, style
 from influx.report.saving import save
 
 ACROSS = 3  # test examples side by side
@@ -110,7 +110,7 @@ def save_planes(panels: Sequence[PlanePanel], path: str | Path, *, says: str, na
         for ax in axes.flat[len(panels) :]:
             ax.set_axis_off()
         for ax, panel in zip(axes.flat, panels, strict=False):
-            _draw_plane(figure, ax, panel)
+            draw_plane(panel, ax)
         for ax in axes[-1]:
             ax.set_xlabel(names[0])
         for ax in axes[:, 0]:
@@ -120,16 +120,21 @@ def save_planes(panels: Sequence[PlanePanel], path: str | Path, *, says: str, na
         save(figure, path)
 
 
-def _draw_plane(figure: Figure, ax: Axes, panel: PlanePanel) -> None:
-    largest = float(np.abs(panel.influence).max()) or 1.0
-    order = np.argsort(np.abs(panel.influence))  # the strongest on top
-    for cluster in np.unique(panel.clusters):
+def draw_plane(panel: PlanePanel, ax: Axes) -> None:
+    """Training points coloured by their influence on the test point, a star; a marker a cluster; white is zero."""
+    ax.set_title(panel.title, fontsize=9)
+    ax.plot(*panel.test, marker="*", markersize=13, color="black", markeredgecolor="white", zorder=3)
+    known = np.flatnonzero(np.isfinite(panel.influence) & np.isfinite(panel.points).all(1))
+    if not len(known):
+        say_nothing(ax, "no influences")
+        return
+    largest = float(np.abs(panel.influence[known]).max()) or 1.0
+    order = known[np.argsort(np.abs(panel.influence[known]))]  # the strongest on top
+    for cluster in np.unique(panel.clusters[known]):
         own = order[panel.clusters[order] == cluster]
         x, y = panel.points[own].T
         marker = MARKERS[cluster % len(MARKERS)]
         drawn = ax.scatter(
             x, y, s=22.0, c=panel.influence[own], marker=marker, cmap="RdBu", vmin=-largest, vmax=largest, edgecolors=GREY, linewidths=0.4
         )
-    ax.plot(*panel.test, marker="*", markersize=13, color="black", markeredgecolor="white")
-    ax.set_title(panel.title, fontsize=9)
-    figure.colorbar(drawn, ax=ax, shrink=0.8)
+    ax.figure.colorbar(drawn, ax=ax, shrink=0.8)

@@ -1,4 +1,5 @@
-"""Top influences as a picture: a line for each test example, with the training examples that help and harm it most.
+"""Top influences as a picture: a line for each test example, with the training examples that help and harm it most (or, of measurements
+that are neither good nor bad, lower and raise it most).
 
 Everything is placed in inches on one axes that covers the figure, y pointing down: many small pictures cost little that way, and
 nothing depends on what a layout engine makes of them.
@@ -50,11 +51,13 @@ class GalleryRow:
         return [self.test, *(exhibit for exhibit, _ in (*self.helpful, *self.harmful))]
 
 
-def save_gallery(rows: Sequence[GalleryRow], path: str | Path, *, unit: str = "") -> None:
+def save_gallery(
+    rows: Sequence[GalleryRow], path: str | Path, *, unit: str = "", kinds: tuple[str, str] = ("most helpful", "most harmful")
+) -> None:
     """Draw at least one row: test example | most helpful | most harmful, each with its influence (3 significant digits) below it.
 
     When all exhibits have the same features, their names stand once, at the left, and the exhibits show values only. `unit` is the
-    measurement's.
+    measurement's; `kinds` are the words above the two sides.
     """
     shown = [exhibit for row in rows[:ROWS] for exhibit in row.exhibits]
     names = _shared_names(shown)
@@ -63,12 +66,14 @@ def save_gallery(rows: Sequence[GalleryRow], path: str | Path, *, unit: str = ""
         figure = Figure(figsize=(plan.width, plan.height))
         ax = figure.add_axes((0, 0, 1, 1))
         ax.set_axis_off()
-        _draw_headers(ax, plan)
+        _draw_headers(ax, plan, kinds)
         for number, row in enumerate(rows[:ROWS]):
             _draw_row(ax, plan, row, names, top=plan.top(number))
         notes = [f"below each: its influence ({unit})" if unit else "below each: its influence"]
         if len(rows) > ROWS:
             notes.append(f"the first {ROWS} of {len(rows)} test examples")
+        if kinds[0].startswith("lowering"):
+            notes[0] += "; lowering: without it, what is measured would be higher"
         ax.text(plan.test, plan.height - PAD, "\n".join(notes), fontsize=7, color=GREY, va="bottom")
         ax.set_xlim(0, plan.width)
         ax.set_ylim(plan.height, 0)
@@ -120,9 +125,9 @@ class _Plan:
         return self.top(self.rows) + 0.25
 
 
-def _draw_headers(ax: Axes, plan: _Plan) -> None:
+def _draw_headers(ax: Axes, plan: _Plan, kinds: tuple[str, str]) -> None:
     ax.text(plan.test, 0.2, "test example", weight="bold", va="center")
-    sides = (("most helpful", plan.helpful_at, plan.helpful, BLUE), ("most harmful", plan.harmful_at, plan.harmful, VERMILLION))
+    sides = ((kinds[0], plan.helpful_at, plan.helpful, BLUE), (kinds[1], plan.harmful_at, plan.harmful, VERMILLION))
     for words, at, count, colour in sides:
         if count:
             ax.text(at(0), 0.2, words, weight="bold", color=colour, va="center")

@@ -1,7 +1,14 @@
 """Every figure's style, the training history and the scatter of predicted against actual change.
 
-A drawing function takes a table and an `Axes` and computes nothing: statistics come from `influx.statistics`. Figures are made
-without pyplot, so that no global state is touched and no display is needed. Draw inside `style()`, as the `save_` functions do.
+A drawing function, here and in the files beside this one, takes a table and an `Axes`, then settings by name, and computes nothing:
+statistics come from `influx.statistics`. It draws into any axes, those of a user's own figure too:
+
+    from influx.report.plots import draw_pairs, style
+    with style():
+        draw_pairs(table, ax, unit="nats", calibrated=True)
+
+`style()` is the look of influx's own figures and may be left out. Rows without a number are left out; where none is left the axes say so.
+Figures are made without pyplot, so that no global state is touched and no display is needed.
 """
 
 from __future__ import annotations
@@ -70,16 +77,21 @@ def new_figure(width: float, height: float) -> Figure:
     return Figure(figsize=(width, height), layout="constrained")
 
 
+def say_nothing(ax: Axes, words: str) -> None:
+    """In the middle of axes that have nothing else to show."""
+    ax.text(0.5, 0.5, words, transform=ax.transAxes, ha="center", va="center", fontsize=8, color=GREY)
+
+
 # ------------------------------------------------------------------------------------------------------------- history
 
 
-def draw_history(table: pd.DataFrame, ax: Axes, column: str = "loss") -> None:
-    """One column of a training history (`epoch` and `loss`, `gradient_norm` or `accuracy`) against the epoch.
+def draw_history(table: pd.DataFrame, ax: Axes, *, column: str = "loss") -> None:
+    """One `column` of a training history (`epoch` and `loss`, `gradient_norm` or `accuracy`) against the epoch.
 
     The axis is logarithmic for a gradient norm, and for a loss that spans more than two decades, if all is positive.
     """
     label, colour = CURVES[column]
-    known = table[np.isfinite(table[column])]
+    known = _finite(table, column)
     values = known[column]
     ax.plot(known["epoch"], values, color=colour, marker="." if len(known) <= 30 else "")
     positive = len(known) > 0 and values.min() > 0
@@ -87,6 +99,8 @@ def draw_history(table: pd.DataFrame, ax: Axes, column: str = "loss") -> None:
         ax.set_yscale("log")
     if len(known) > 0:
         ax.set_xlim(known["epoch"].min() - 0.5, known["epoch"].max() + 0.5)
+    else:
+        say_nothing(ax, f"no {label} was recorded")
     ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     ax.set_xlabel("epoch")
     ax.set_title(label)
@@ -98,7 +112,7 @@ def save_history(table: pd.DataFrame, path: str | Path) -> None:
     with style():
         figure = new_figure(3.2 * len(columns), 2.6)
         for column, ax in zip(columns, figure.subplots(1, len(columns), squeeze=False)[0], strict=True):
-            draw_history(table, ax, column)
+            draw_history(table, ax, column=column)
         save(figure, path)
 
 
@@ -125,7 +139,7 @@ def save_scatter(
         left, right = figure.subplots(1, 2, width_ratios=[1.15, 1])
         draw_pairs(pairs, left, unit=unit, calibrated=calibrated)
         left.set_title(_pairs_caption(correlations), fontsize=8, linespacing=1.5)
-        draw_per_test(per_test, correlations, right)
+        draw_per_test(per_test, right, correlations=correlations)
         figure.suptitle(textwrap.fill(title, 95), x=0.01, ha="left")
         save(figure, path)
 
@@ -133,21 +147,27 @@ def save_scatter(
 def draw_pairs(pairs: pd.DataFrame, ax: Axes, *, unit: str, calibrated: bool) -> None:
     """Actual against predicted change: points (with standard errors, when few), or a density above `DENSE` pairs.
 
+    `pairs`: `predicted`, `actual` and possibly `actual_se`, a row a pair; `unit`: the measurement's; `calibrated`: whether the estimate
+    claims the scale of the truth, without which its axis has no unit.
+
     Both axes have the same limits, and the identity is drawn, when the estimate claims the scale and the two spans are comparable.
     Extreme pairs may fall outside the frame, never silently: their number is below it.
     """
-    x, y = pairs["predicted"].to_numpy(float), pairs["actual"].to_numpy(float)
+    known = _finite(pairs, "predicted", "actual")
+    x, y = known["predicted"].to_numpy(float), known["actual"].to_numpy(float)
     x_limits, y_limits = _window(x), _window(y)
     if calibrated and 1 / 3 <= np.ptp(x_limits) / np.ptp(y_limits) <= 3:
         x_limits = y_limits = (min(x_limits[0], y_limits[0]), max(x_limits[1], y_limits[1]))
         ax.set_aspect("equal")
     ax.axhline(0, color=GREY, linewidth=0.6)
     ax.axvline(0, color=GREY, linewidth=0.6)
-    if len(pairs) > DENSE:
+    if not len(known):
+        say_nothing(ax, "no pairs")
+    elif len(known) > DENSE:
         cells = ax.hexbin(x, y, gridsize=45, extent=(*x_limits, *y_limits), bins="log", mincnt=1, linewidths=0.1, cmap=DENSITY)
         ax.figure.colorbar(cells, ax=ax, label="pairs", shrink=0.6, pad=0.01)
     else:
-        _draw_points(pairs, ax)
+        _draw_points(known, ax)
     notes = []
     if calibrated:
         ax.axline((0, 0), slope=1, color=VERMILLION, linewidth=1, linestyle="--")
@@ -155,16 +175,20 @@ def draw_pairs(pairs: pd.DataFrame, ax: Axes, *, unit: str, calibrated: bool) ->
     outside = int(np.sum((x < x_limits[0]) | (x > x_limits[1]) | (y < y_limits[0]) | (y > y_limits[1])))
     if outside:
         notes.append(f"{outside:,} of {len(pairs):,} pairs outside")
+    if len(known) < len(pairs):
+        notes.append(f"{len(pairs) - len(known):,} without a number")
     ax.set_xlim(*x_limits)
     ax.set_ylim(*y_limits)
     ax.set_xlabel("\n".join((f"predicted change ({unit if calibrated else 'arbitrary unit'})", "; ".join(notes))).strip())
     ax.set_ylabel(f"actual change ({unit})")
 
 
-def draw_per_test(per_test: pd.DataFrame, correlations: pd.DataFrame, ax: Axes) -> None:
-    """Each test example's rank correlation (points for up to `STRIP`, else a histogram), their mean, its ceiling, and both intervals."""
-    headline = _rows(correlations)["spearman"]
-    known = per_test[np.isfinite(per_test["spearman"])]
+def draw_per_test(per_test: pd.DataFrame, ax: Axes, *, correlations: pd.DataFrame | None = None) -> None:
+    """Each test example's rank correlation (points for up to `STRIP`, else a histogram), their mean, its ceiling, and both intervals.
+
+    `per_test`: `test_index`, `spearman`; `correlations`: the table of `influx.statistics.compare`, without which only the first is drawn.
+    """
+    known = _finite(per_test, "spearman")
     values = known["spearman"].to_numpy(float)
     ax.set_xlim(min([-0.05, *(values - 0.08)]), 1.05)
     if len(per_test) <= STRIP:
@@ -176,6 +200,16 @@ def draw_per_test(per_test: pd.DataFrame, correlations: pd.DataFrame, ax: Axes) 
         ax.hist(values, bins=np.arange(-1, 1.01, 0.05).tolist(), color=BLUE, edgecolor="white", linewidth=0.5)
         ax.yaxis.set_major_locator(MaxNLocator(integer=True))
         ax.set_ylabel("test examples")
+    ax.set_xlabel("Spearman of each test example")
+    if not len(known):
+        say_nothing(ax, "no test example has a correlation")
+    headline = None if correlations is None else _rows(correlations).get("spearman")
+    if headline is not None:
+        _draw_headline(headline, ax)
+
+
+def _draw_headline(headline: Any, ax: Axes) -> None:
+    """The mean and its ceiling as lines, their intervals as bands, and what they are."""
     if not math.isnan(headline.value):
         ax.axvline(headline.value, color="black", label=f"mean {significant(headline.value)} {interval(headline)}")
         if not math.isnan(headline.ci_low):
@@ -183,7 +217,6 @@ def draw_per_test(per_test: pd.DataFrame, correlations: pd.DataFrame, ax: Axes) 
     _draw_ceiling(headline, ax)
     if headline.n_undefined:
         ax.plot([], [], " ", label=f"undefined for {headline.n_undefined} of {headline.n_test}")
-    ax.set_xlabel("Spearman of each test example")
     ax.legend(loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.2, handlelength=1.5)
 
 
@@ -218,8 +251,15 @@ def _rows(correlations: pd.DataFrame) -> dict[str, Any]:
     return {row.statistic: row for row in correlations.itertuples()}
 
 
+def _finite(table: pd.DataFrame, *columns: str) -> pd.DataFrame:
+    """The rows that have a number in each of those columns."""
+    return table[np.isfinite(table[list(columns)].to_numpy(float)).all(1)]
+
+
 def _window(values: np.ndarray) -> tuple[float, float]:
     """Limits that hold zero and all values, or, when a few lie far out, three times the central 99 % of them."""
+    if not len(values):
+        return -1.0, 1.0
     low, high = min(values.min(), 0.0), max(values.max(), 0.0)
     inner_low, inner_high = np.quantile(values, [0.005, 0.995])
     reach = max(inner_high - inner_low, 1e-12 * (high - low))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +18,8 @@ from influx.report.plots import BLUE, GREY, VERMILLION, new_figure
 
 KEYS = ("statistic", "label", "levels", "arms", "lines", "span", "reference")
 DASHES: tuple[Any, ...] = ("--", ":", "-.", "-")
-HEIGHT = 0.26  # inches an arm
+HEIGHT, LEGEND = 0.26, 1.6  # inches an arm, and beside the panels
+WRAPPED = 56  # characters of a lone panel's axis, which would be wider than it otherwise
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,8 @@ class Forest(Figure):
     def draw(self, points: pd.DataFrame, results: pd.DataFrame, labels: Mapping[str, str]) -> matplotlib.figure.Figure:
         shown = [{**row, "levels": self._known(points, row)} for row in self.rows]
         heights = [HEIGHT * len(row["arms"]) + 1.1 for row in shown]
-        figure = new_figure(max(7.0, 2.2 + 1.9 * max(len(row["levels"]) for row in shown)), sum(heights) + 0.4)
+        beside = LEGEND if any(row.get("lines") for row in shown) else 0.0
+        figure = new_figure(max(7.0, 2.2 + beside + 1.9 * max(len(row["levels"]) for row in shown)), sum(heights) + 0.4)
         bands = figure.subfigures(len(shown), 1, squeeze=False, height_ratios=heights)[:, 0]
         for band, row in zip(bands, shown, strict=True):
             axes = band.subplots(1, max(1, len(row["levels"])), sharex=True, sharey=True, squeeze=False)[0]
@@ -60,7 +63,10 @@ class Forest(Figure):
             if "span" in row:
                 axes[0].set_xlim(*row["span"])
             axes[0].set_ylim(len(row["arms"]) - 0.5, -0.5)
-            band.supxlabel(row["label"], fontsize=9)
+            if len(axes) == 1:
+                axes[0].set_xlabel(textwrap.fill(row["label"], WRAPPED))
+            else:
+                band.supxlabel(row["label"], fontsize=9)
             if row.get("lines"):
                 band.legend(*axes[0].get_legend_handles_labels(), loc="outside right upper")
         seeds = int(points["n"].max()) if len(points) else 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import matplotlib.figure
 import numpy as np
@@ -14,6 +15,7 @@ from influx.report.figures.base import Figure
 from influx.report.plots import BLUE, GREEN, GREY, ORANGE, VERMILLION, new_figure
 
 COLOURS = (GREY, ORANGE, BLUE, GREEN, VERMILLION, "#56B4E9")
+HATCHES = ("", "////", "", "....", "xxxx", "")  # told apart in grey print too
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,8 @@ class GroupedBars(Figure):
         for k, (arm, colour) in enumerate(zip(self.arms, COLOURS, strict=False)):
             part = table[table["arm"] == arm].set_index(self.axis).reindex(here)
             at = np.arange(len(here)) + (k - (len(self.arms) - 1) / 2) * width
-            ax.bar(at, part["mean"], width, color=colour, label=labels.get(arm, arm))
+            look: dict[str, Any] = {"color": colour, "hatch": HATCHES[k % len(HATCHES)], "edgecolor": "white", "linewidth": 0.0}
+            ax.bar(at, part["mean"], width, label=labels.get(arm, arm), **look)
             ax.vlines(at, part["low"], part["high"], color="black", linewidth=1)
         ax.axhline(0, color=GREY, linewidth=0.6)
         ax.axhline(1, color=GREY, linewidth=0.6, linestyle=":")

@@ -42,7 +42,7 @@ class LinePanels(Figure):
                 for (arm, called), colour, marker in zip(arms.items(), COLOURS, MARKERS, strict=False):
                     mine = part[part["arm"] == arm].sort_values("at")
                     if len(mine):
-                        draw_line(mine, ax, called, colour, marker)
+                        draw_line(mine, ax, label=called, colour=colour, marker=marker)
                 if said.endswith("(log)"):
                     ax.set_yscale("log")
                 else:

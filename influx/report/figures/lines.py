@@ -47,7 +47,7 @@ class Lines(Figure):
         table = points[points["statistic"] == self.statistic]
         for arm, colour, marker in zip(self.arms, COLOURS, MARKERS, strict=False):
             part = table[table["arm"] == arm].assign(at=lambda rows: pd.to_numeric(rows[self.axis])).sort_values("at")
-            draw_line(part, axes[0], labels.get(arm, arm), colour, marker)
+            draw_line(part, axes[0], label=labels.get(arm, arm), colour=colour, marker=marker)
             if self.magnitude:
                 axes[1].plot(part["at"], part["magnitude"], color=colour, marker=marker, markersize=4)
         for ax in axes:
@@ -67,7 +67,7 @@ class Lines(Figure):
         return figure
 
 
-def draw_line(table: pd.DataFrame, ax: Axes, label: str, colour: str, marker: str) -> None:
+def draw_line(table: pd.DataFrame, ax: Axes, *, label: str = "", colour: str = BLUE, marker: str = "o") -> None:
     """`at`, `mean`, `low`, `high`: a line with its interval as a band."""
     ax.plot(table["at"], table["mean"], color=colour, marker=marker, markersize=4, label=label)
     ax.fill_between(table["at"], table["low"], table["high"], color=colour, alpha=0.15, linewidth=0)

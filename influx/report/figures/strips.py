@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,11 +15,12 @@ from matplotlib.axes import Axes
 from influx.errors import InfluxError, nearest
 from influx.report.figures.base import Figure
 from influx.report.figures.lines import COLOURS, MARKERS
-from influx.report.plots import GREY, new_figure
+from influx.report.plots import BLUE, GREY, new_figure
 
 BAND = "#DDDDDD"
 PANEL_KEYS = ("title", "levels", "arms", "statistic", "label", "log")
 FEWEST = 4  # strips for which a panel has room, so that its title has
+CHARACTER = 0.085  # inches of a title's character
 REACH = 0.36  # of the distance between two levels: how far an arm's strip may be from its tick
 
 
@@ -69,6 +71,9 @@ class Strips(Figure):
         axes = figure.subplots(1, len(shown), squeeze=False, width_ratios=widths)[0]
         for ax, (panel, levels) in zip(axes, shown, strict=True):
             self._panel(ax, panel, levels, points, results, labels)
+        for ax, wide in zip(axes, widths, strict=True):
+            inches = figure.get_figwidth() * wide / sum(widths)
+            ax.set_title(textwrap.fill(ax.get_title(loc="left"), max(8, int(inches / CHARACTER))))
         seeds = points.loc[points["arm"].isin(self.arms), "n"].max()
         figure.suptitle(f"{self.title} ({seeds:.0f} seeds)", x=0.01, ha="left")
         named: dict[str, Any] = {}
@@ -106,7 +111,7 @@ class Strips(Figure):
             for x, level in enumerate(levels):
                 at = x - REACH + step * (place + 0.5)
                 dots, mean = (part[_at(part, arm, self.axis, level, statistic)] for part in (results, points))
-                draw_strip(dots, mean, ax, at, 0.3 * step, colour, marker, labels.get(arm, arm))
+                draw_strip(dots, ax, mean=mean, at=at, reach=0.3 * step, colour=colour, marker=marker, label=labels.get(arm, arm))
         if panel.get("log"):
             ax.set_yscale("log")
         elif correlation:
@@ -125,13 +130,23 @@ class Strips(Figure):
                 ax.fill_between([x - 0.5, x + 0.5], low.iloc[0], high.iloc[0], color=BAND, linewidth=0, label=label, zorder=0)
 
 
-def draw_strip(dots: pd.DataFrame, mean: pd.DataFrame, ax: Axes, x: float, reach: float, colour: str, marker: str, label: str) -> None:
-    """`value`, a row a seed, spread evenly over 2 · reach around x; `mean`, `low`, `high`, one row."""
+def draw_strip(
+    dots: pd.DataFrame,
+    ax: Axes,
+    *,
+    mean: pd.DataFrame,
+    at: float = 0.0,
+    reach: float = 0.1,
+    colour: str = BLUE,
+    marker: str = "o",
+    label: str = "",
+) -> None:
+    """`dots`: `value`, a row a seed, spread evenly over 2 · reach around `at`; `mean`: `mean`, `low`, `high`, one row."""
     if not len(mean):
         return
-    ax.plot(x + np.linspace(-reach, reach, len(dots)), dots["value"], ".", color=colour, markersize=5, alpha=0.55, markeredgewidth=0)
+    ax.plot(at + np.linspace(-reach, reach, len(dots)), dots["value"], ".", color=colour, markersize=5, alpha=0.55, markeredgewidth=0)
     one = mean.iloc[0]
-    ax.plot([x, x], [one["low"], one["high"]], color="black", linewidth=1.4, zorder=3)
+    ax.plot([at, at], [one["low"], one["high"]], color="black", linewidth=1.4, zorder=3)
     look: dict[str, Any] = {
         "color": colour,
         "markersize": 6,
@@ -140,7 +155,7 @@ def draw_strip(dots: pd.DataFrame, mean: pd.DataFrame, ax: Axes, x: float, reach
         "linestyle": "none",
         "zorder": 4,
     }
-    ax.plot([x], [one["mean"]], marker=marker, label=label, **look)
+    ax.plot([at], [one["mean"]], marker=marker, label=label, **look)
 
 
 def _at(table: pd.DataFrame, arm: str, axis: str, level: str, statistic: str) -> pd.Series:
