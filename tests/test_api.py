@@ -20,8 +20,10 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import influx
 from influx import api
+from influx.datasets import Dataset
 from influx.errors import InfluxError
 from influx.estimators.grad_dot import GradDot
+from influx.instantiate import build
 from influx.measurements.margin import Margin
 
 CONF = Path(__file__).parents[1] / "conf"
@@ -380,6 +382,12 @@ def test_what_is_frozen_may_stay_where_the_method_names_what_moves() -> None:
     assert part.influence.equals(
         influx.estimate(net(torch.float32), "cross_entropy", train, test, method="grad_dot", settings=more).influence
     )
+
+
+def test_the_command_line_says_that_it_cannot_repeat_it(tmp_path: Path) -> None:
+    influx.estimate(net(), EACH, *classes(), method="loss", folder=tmp_path / "mine")
+    with pytest.raises(InfluxError, match=r"dataset: the run was made in Python, with own data, and can be repeated only there"):
+        build(influx.load(tmp_path / "mine").config["dataset"], Dataset, "dataset")
 
 
 def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
