@@ -12,10 +12,10 @@ what `influx.load` gives for a folder of the command line.
 
 from __future__ import annotations
 
-import copy
 import shutil
 import sys
 import tempfile
+import uuid
 import weakref
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
@@ -24,32 +24,30 @@ from typing import Any
 
 import torch
 import yaml
-from torch import Tensor, nn
+from torch import nn
 
-from influx import composing, progress, rules
-from influx.configuration import conf_dir
-from influx.errors import InfluxError, nearest
+from influx import progress, rules
+from influx.asked import Asked
+from influx.errors import InfluxError
+from influx.estimators import Estimator
 from influx.experiment import Experiment
 from influx.instantiate import build
 from influx.measurements import Measurement
 from influx.measurements.base import Posing
 from influx.objectives import Objective, SquaredError
 from influx.objectives.base import Unlabelled
-from influx.own import AsGiven, Held, Loss, OwnLoss, OwnModel, check_separate, data_of
+from influx.own import AsGiven, Held, Loss, OwnLoss, check_separate, data_of
+from influx.own_module import OwnModel, OwnModule, module_of, width_of
 from influx.pipelines import estimate as estimating
 from influx.pipelines import validate as validating
 from influx.pipelines.session import Session, check_batches, check_targets
 from influx.runfolder import RunFolder
 from influx.runs import Run
-from influx.seeding import isolated
 from influx.store import Store
 from influx.training import Training
 
-YOURS = ("dataset", "model", "objective", "device", "dtype", "threads", "task", "logger", "test_points")  # no settings here
-OFF = {"store.dir": None, "pictures": False}  # unless asked for
 TRIED = 3  # examples that the loss is tried on
-
-OwnModule = nn.Module | Callable[[], nn.Module]
+NO_TRAINING = ("training", "retraining", "truth", "loo")  # means nothing where nothing is trained
 
 
 def estimate(
@@ -58,8 +56,8 @@ def estimate(
     train: Any,
     test: Any,
     *,
-    method: str = "cg",
-    measurement: str = "loss",
+    method: str | Estimator = "cg",
+    measurement: str | Measurement = "loss",
     weight_decay: float = 0.0,
     seed: int = 0,
     settings: Mapping[str, Any] | None = None,
@@ -69,15 +67,17 @@ def estimate(
 
     `run.influence[i, t]` predicts `m_t(θ trained without i) − m_t(θ trained on all)`, in the measurement's unit: for a loss, positive means
     that training example i is helpful. The module's present parameters are taken for the optimum of
-    `J(θ) = (1/n) Σ_i ℓ_i(θ) + (λ/2)‖θ‖²`.
+    `J(θ) = (1/n) Σ_i ℓ_i(θ) + (λ/2)‖θ‖²`; `run.history` has J and the norm of its gradient there, which says how nearly they are.
 
     Args:
         model: the trained module; never changed. Its number type and device are those of the computation, in evaluation mode.
         loss: "cross_entropy" (logits and whole-number labels), "squared_error" (one output, ½(ŷ − y)²), another option of `objective=`, or
-            a function of outputs [n, out] and targets [n, ...] that gives one loss an example, shape [n].
+            a function of outputs [n, out] and targets [n, ...] that gives one loss an example, shape [n] (torch's do with
+            reduction="none"). Where it is not convex in the outputs the GGN has negative eigenvalues, which methods refuse or warn of:
+            set method.curvature=fisher, or more method.damping.
         train, test: (inputs [n, ...], targets [n, ...]) as tensors or arrays, a torch Dataset, or a DataLoader that does not shuffle.
-        method: an option of `method=` on the command line.
-        measurement: an option of `measurement=`.
+        method: an option of `method=` on the command line, or an `Estimator`.
+        measurement: an option of `measurement=`, or a `Measurement`.
         weight_decay: λ that the model was trained with; the Hessian has it.
         seed: of methods that draw.
         settings: more settings, by their names on the command line: {"method.damping": 0.01, "memory": "4GiB"}.
@@ -101,12 +101,15 @@ def estimate(
         raise InfluxError(
             f"influx.estimate needs a trained torch.nn.Module; model is a {type(model).__name__}. influx.validate can train one."
         )
-    chosen = {"method": method, "measurement": measurement, **(settings or {})}
-    _refuse_training(chosen)
+    for key in settings or {}:
+        if key.partition(".")[0] in NO_TRAINING:
+            also = " (λ is the argument weight_decay)" if key == "training.weight_decay" else ""
+            raise InfluxError(f"{key} means nothing to influx.estimate, which trains nothing{also}: use influx.validate.")
     rules.check_value("training.weight_decay", weight_decay)
-    given = AsGiven(float(weight_decay), type(model), seed)
-    session = _open("estimate", model, loss, train, test, chosen, seed, folder, given)
-    return _finish(session, _estimate, folder is None)
+    asked = Asked("estimate", loss, method, measurement, {"seed": seed}, settings or {})
+    session = _session(asked, model, train, test, folder, AsGiven(float(weight_decay), type(model), seed))
+    estimator = _prepared(session, asked.estimator)
+    return _run(session, lambda: estimating.estimate(session, estimator), folder is None)
 
 
 def validate(
@@ -115,9 +118,12 @@ def validate(
     train: Any,
     test: Any,
     *,
-    method: str = "cg",
+    method: str | Estimator = "cg",
     training: str = "sgd",
-    measurement: str = "loss",
+    weight_decay: float | None = None,
+    removed: int | str | None = None,
+    seeds: int | None = None,
+    measurement: str | Measurement = "loss",
     seed: int = 0,
     settings: Mapping[str, Any] | None = None,
     folder: str | Path | None = None,
@@ -133,9 +139,12 @@ def validate(
         loss, train, test, measurement, folder: as for `influx.estimate`.
         method: an option of `method=`; those that follow the training run are welcome here.
         training: an option of `training=`: "sgd", "adam", "adamw", "newton" (convex models), "lbfgs".
-        seed: of the training and of what is left out.
-        settings: by their names on the command line: {"training.epochs": 20, "retraining.removed": 30, "retraining.seeds": 4,
-            "truth": "group"}. Defaults are those of `influx validate --cfg job`.
+        weight_decay: λ of the training.
+        removed, seeds: how many training examples are left out, one at a time ("all": each), and over how many seeds.
+        seed: of the training and of what is left out; further ones count up from it.
+        settings: more settings, by their names on the command line: {"training.epochs": 20, "retraining.start": "warm", "truth": "group"}.
+
+    What is None has the default of `influx validate --cfg job`.
 
     Raises:
         InfluxError: something does not fit; nothing has been trained by then.
@@ -148,19 +157,24 @@ def validate(
     >>> x, y = map(torch.as_tensor, load_iris(return_X_y=True))
     >>> x = (x - x.mean(0)) / x.std(0)
     >>> net = lambda: torch.nn.Linear(4, 3, dtype=torch.float64)
-    >>> more = {"training.weight_decay": 0.01, "retraining.removed": 20, "retraining.seeds": 1}
-    >>> run = influx.validate(net, "cross_entropy", (x[::2], y[::2]), (x[1::2], y[1::2]), method="exact", training="newton", settings=more)
+    >>> how = {"training": "newton", "weight_decay": 0.01, "removed": 20, "seeds": 1}
+    >>> run = influx.validate(net, "cross_entropy", (x[::2], y[::2]), (x[1::2], y[1::2]), method="exact", **how)
     >>> run.correlations.set_index("statistic").value[["pearson", "spearman", "slope"]].round(2).to_dict()
     {'pearson': 1.0, 'spearman': 1.0, 'slope': 1.21}
     """
-    chosen = {"method": method, "measurement": measurement, "training": training, **(settings or {})}
-    session = _open("validate", model, loss, train, test, chosen, seed, folder, None)
-    return _finish(session, _validate, folder is None)
+    given = {"training.weight_decay": weight_decay, "retraining.removed": removed, "retraining.seeds": seeds}
+    named = {"training": training, "seed": seed, **{key: value for key, value in given.items() if value is not None}}
+    asked = Asked("validate", loss, method, measurement, named, settings or {})
+    session = _session(asked, model, train, test, folder, None)
+    estimator = estimating.prepare(session, asked.estimator)
+    retraining = validating.prepare(session, estimator) if session.config["loo"] else None
+    return _run(session, lambda: validating.validate(session, estimator, retraining), folder is None)
 
 
-def _estimate(session: Session) -> None:
+def _prepared(session: Session, given: Estimator | None) -> Estimator:
+    """The estimator, where there is no training run to follow."""
     try:
-        estimator = estimating.prepare(session)
+        return estimating.prepare(session, given)
     except InfluxError as error:
         if "step by step" not in str(error):
             raise
@@ -168,48 +182,35 @@ def _estimate(session: Session) -> None:
         raise InfluxError(
             f"method={method} follows the training run, and influx.estimate has only its end: use influx.validate, which trains."
         ) from error
-    estimating.estimate(session, estimator)
 
 
-def _validate(session: Session) -> None:
-    estimator = estimating.prepare(session)
-    retraining = validating.prepare(session, estimator) if session.config["loo"] else None
-    validating.validate(session, estimator, retraining)
-
-
-def _open(
-    command: str, model: OwnModule, loss: str | Loss, train: Any, test: Any, chosen: Mapping[str, Any], seed: int,
-    folder: str | Path | None, training: Training | None,
+def _session(
+    asked: Asked, model: OwnModule, train: Any, test: Any, folder: str | Path | None, training: Training | None
 ) -> Session:  # fmt: skip
-    """A session on the user's own parts; its folder is made last, when everything fits."""
-    config, choices, words = _composed(command, {**OFF, **chosen, "seed": seed}, loss)
+    """A session on the user's own parts; its folder is not made yet."""
+    config, choices, words = asked.composed()
+    loss, measurement, seed = asked.loss, asked.measurement, config["seed"]
     objective = build(config["objective"], Objective, "objective") if isinstance(loss, str) else OwnLoss(Held(loss))
-    measurement = build(config["measurement"], Measurement, "measurement")
+    measurement = build(config["measurement"], Measurement, "measurement") if isinstance(measurement, str) else measurement
     training = build(config["training"], Training, "training") if training is None else training
-    experiment = _experiment(model, train, test, training, objective, measurement, seed)
-    module = experiment.module(seed)
-    names = {"dataset": "own data", "model": type(module).__name__, "objective": _name(loss)}
+    whole = asked.command == "validate" or "method.params" not in asked.settings
+    module = module_of(model, seed, whole)
+    experiment = _experiment(module, model, train, test, training, objective, measurement)
+    names = {"dataset": "own data", "model": type(module).__name__, **asked.objects}
     plain = {**config, **{key: {"own": value} for key, value in names.items()}, "dtype": str(experiment.dtype).removeprefix("torch.")}
-    place = config["store"].get("dir")
-    store = Store(Path(place) if place else None)
-    store.check()
-    path = Path(tempfile.mkdtemp(prefix="influx-") if folder is None else folder)
-    (path / ".hydra").mkdir(parents=True, exist_ok=True)
-    (path / ".hydra" / "config.yaml").write_text(yaml.safe_dump(plain))
-    (path / ".hydra" / "overrides.yaml").write_text(yaml.safe_dump(words))
-    run = RunFolder(path)
-    run.start(command, plain, words)
-    size = sum(value.numel() for value in module.parameters())
-    run.record |= {"choices": {**choices, **names}, "device": str(experiment.data.train_inputs.device), "n_parameters": size}
-    return Session(plain, {**choices, **names}, run, experiment, store, seed)
+    path = Path(tempfile.gettempdir()) / f"influx-{uuid.uuid4().hex}" if folder is None else Path(folder)
+    run = RunFolder(path, {"choices": {**choices, **names}, "device": str(experiment.data.train_inputs.device), "warnings": []})
+    run.record |= {"n_parameters": sum(value.numel() for value in module.parameters()), "overrides": words}
+    return Session(plain, {**choices, **names}, run, experiment, Store(None), seed)
 
 
-def _finish(session: Session, work: Callable[[Session], object], temporary: bool) -> Run:
-    """Do the work, close the record, and read the folder; a temporary one is removed with what is returned, or when the work breaks."""
-    folder = session.folder
+def _run(session: Session, work: Callable[[], object], temporary: bool) -> Run:
+    """Make the folder, do the work, close the record, and read the folder; a temporary one is removed with what is returned, or when the
+    work breaks."""
+    folder = _started(session, temporary)
     try:
         with nullcontext() if sys.stderr.isatty() else progress.silence():
-            work(session)
+            work()
         folder.record["status"] = "finished"
     except BaseException as error:
         folder.record["status"] = f"failed: {error}" if isinstance(error, InfluxError) else f"failed: {type(error).__name__}"
@@ -225,90 +226,37 @@ def _finish(session: Session, work: Callable[[Session], object], temporary: bool
     return run
 
 
-def _composed(command: str, chosen: Mapping[str, Any], loss: str | Loss) -> tuple[dict[str, Any], dict[str, str], list[str]]:
-    groups = [place.name for place in conf_dir().iterdir() if place.is_dir()]
-    for key in chosen:
-        if key.partition(".")[0] in YOURS:
-            raise InfluxError(f"settings cannot have {key}: data, model, loss, number type and device are those that you give.")
-    for key in ("method", "measurement", "training"):
-        _check_option(key, chosen.get(key))
-    if isinstance(loss, str):
-        _check_option("objective", loss)
-    elif not callable(loss):
-        raise InfluxError(f"loss must be the name of an objective or a function of outputs and targets; this is a {type(loss).__name__}.")
-    words = composing.words_of({**({"objective": loss} if isinstance(loss, str) else {}), **chosen}, groups)
+def _started(session: Session, temporary: bool) -> RunFolder:
+    folder, words = session.folder, session.folder.record["overrides"]
+    noted, config = folder.record["warnings"], dict(session.config)
+    place = folder.path / ".hydra"
     try:
-        config, choices = composing.compose(command, words)
-    except composing.ERRORS as error:
-        from influx import app  # with what the command line says of it
-
-        raise InfluxError(app.explain(error, command, words)[0]) from error
-    rules.check_config(config)
-    rules.check_command(config)
-    return config, choices, words
-
-
-def _check_option(group: str, name: Any) -> None:
-    options = sorted(file.stem for file in (conf_dir() / group).glob("*.yaml"))
-    if name is not None and name not in options:
-        raise InfluxError(f"{group}={name} is not known; choose from {', '.join(options)}.{nearest(str(name), options)}")
-
-
-def _refuse_training(chosen: Mapping[str, Any]) -> None:
-    for key in chosen:
-        if key.partition(".")[0] in ("training", "retraining", "truth", "loo"):
-            raise InfluxError(f"{key} means nothing to influx.estimate, which trains nothing: use influx.validate.")
+        folder.path.mkdir(0o700 if temporary else 0o777, parents=True, exist_ok=True)
+        place.mkdir(exist_ok=True)
+    except OSError as error:
+        raise InfluxError(f"folder {folder.path} cannot be made: {error.strerror}. Name another one.") from error
+    for name, content in (("config", config), ("overrides", words)):
+        (place / f"{name}.yaml").write_text(yaml.safe_dump(content))
+    folder.start(str(config["command"]), config, words)
+    folder.record["warnings"] = noted
+    return folder
 
 
 def _experiment(
-    model: OwnModule, train: Any, test: Any, training: Training, objective: Objective, measurement: Measurement, seed: int
+    module: nn.Module, model: OwnModule, train: Any, test: Any, training: Training, objective: Objective, measurement: Measurement
 ) -> Experiment:
     if isinstance(measurement, Posing):
         raise InfluxError(
             "this measurement asks questions about words, and influx.estimate and validate take tensors: use the command line."
         )
-    module = _module(model, seed)
     first = next(module.parameters())
-    data = data_of(train, test, lambda inputs: _width(module, inputs), first.dtype, first.device)
+    data = data_of(train, test, lambda inputs: width_of(module, inputs), first.dtype, first.device)
     if isinstance(objective, Unlabelled):
         data = objective.prepare(data).to(first.dtype, first.device)
     experiment = Experiment(data, OwnModel(Held(model)), training, objective, measurement)
     if isinstance(objective, OwnLoss):
         with torch.no_grad():
-            outputs = experiment.module(seed)(data.train_inputs[:TRIED])
-            check_separate(objective, outputs, data.train_targets[:TRIED])
+            check_separate(objective, module(data.train_inputs[:TRIED]), data.train_targets[:TRIED])
     check_targets(experiment, "squared_error" if type(objective) is SquaredError else "cross_entropy")
-    check_batches(experiment, experiment.module(seed))
+    check_batches(experiment, module)
     return experiment
-
-
-def _module(model: OwnModule, seed: int) -> nn.Module:
-    """A copy of the module, or one that the function makes."""
-    if not callable(model):
-        raise InfluxError(f"model must be a torch.nn.Module or a function that makes one; this is a {type(model).__name__}.")
-    with isolated(seed, "initialisation"):
-        made = copy.deepcopy(model) if isinstance(model, nn.Module) else model()
-    if not isinstance(made, nn.Module):
-        raise InfluxError(f"model must be a torch.nn.Module or a function that makes one; calling it gave a {type(made).__name__}.")
-    if next(made.parameters(), None) is None:
-        raise InfluxError(f"model {type(made).__name__} has no parameters: there is nothing that examples could have an influence on.")
-    return made.eval()
-
-
-def _width(module: nn.Module, inputs: Tensor) -> int:
-    """Of the output for one example."""
-    try:
-        with torch.no_grad():
-            made = module(inputs[:2])
-    except (RuntimeError, ValueError) as error:
-        raise InfluxError(
-            f"model does not take these inputs, {tuple(inputs.shape[1:])} an example: {str(error).splitlines()[0]}"
-        ) from error
-    if not isinstance(made, Tensor) or made.ndim != 2:
-        said = tuple(made.shape) if isinstance(made, Tensor) else type(made).__name__
-        raise InfluxError(f"model must give outputs of shape [n, out]; for two examples it gave {said}.")
-    return made.shape[1]
-
-
-def _name(loss: str | Loss) -> str:
-    return loss if isinstance(loss, str) else getattr(loss, "__name__", type(loss).__name__)

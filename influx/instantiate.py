@@ -28,6 +28,10 @@ def build(node: Mapping[str, Any], family: Callable[..., T], group: str) -> T:
 
 def _find(node: Mapping[str, Any], family: type, group: str) -> type:
     path = node.get("_target_")
+    if "own" in node and path is None:
+        raise InfluxError(
+            f"{group}: the run was made in Python, with {node['own']}, and can be repeated only there (influx.estimate, validate)."
+        )
     if not isinstance(path, str) or "." not in path:
         raise InfluxError(f"{group}: the configuration has no _target_; name a class, for example _target_: mylab.MyClass.")
     module, _, name = path.rpartition(".")

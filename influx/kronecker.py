@@ -30,8 +30,8 @@ from torch import Tensor
 from influx.errors import InfluxError
 from influx.gradients import Layer, Pass, slope
 from influx.layered import of_outputs
-from influx.objectives import Objective
-from influx.objectives.base import Likely, Unlabelled
+from influx.objectives import CrossEntropy, Objective, SquaredError, Supervised
+from influx.objectives.base import Likely
 from influx.problem import Problem
 from influx.seeding import torch_generator
 
@@ -145,7 +145,7 @@ def uniforms(problem: Problem, width: int, seed: int) -> Float[Tensor, "n number
 
 def check_draws(problem: Problem) -> None:
     """Raise `InfluxError` when targets cannot be drawn from what the model says."""
-    if isinstance(problem.objective, Unlabelled) and not isinstance(problem.objective, Likely):
+    if not isinstance(problem.objective, Likely | CrossEntropy | SquaredError | Supervised):
         raise InfluxError(
             f"{type(problem.objective).__name__} gives no distribution that targets could be drawn from: use the data's own "
             "(method.solver.labels=empirical; method=kronfluence: method.empirical=true)."

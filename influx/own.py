@@ -1,10 +1,9 @@
-"""A user's own module, loss and tensors as the parts that an experiment is made of."""
+"""A user's own loss and tensors as the parts that an experiment is made of."""
 
 from __future__ import annotations
 
-import copy
-import hashlib
-import inspect
+import math
+import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -12,12 +11,10 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float, Shaped
-from torch import Tensor, nn
+from torch import Tensor
 
 from influx.data import Data
 from influx.errors import InfluxError
-from influx.models import Model
-from influx.models.base import Shape
 from influx.objectives import Objective
 from influx.training import Fit, Task, Training
 from influx.training.base import summarise
@@ -26,42 +23,17 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 
 
 class Held:
-    """A module or a function of the user's, described by its content: `str` of it is a digest."""
+    """A module or a function of the user's. What it computes cannot be told from its source or its numbers (it may call anything), hence
+    `str` of it is a token of its own, so that nothing that was computed with one is ever taken for another's."""
 
-    __slots__ = ("digest", "it")
+    __slots__ = ("it", "token")
 
     def __init__(self, it: Any) -> None:
         self.it = it
-        total = hashlib.sha256(_source(it).encode())
-        if isinstance(it, nn.Module):
-            for name, value in it.state_dict().items():
-                total.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-                total.update(value.detach().cpu().contiguous().numpy().tobytes())
-        self.digest = total.hexdigest()
+        self.token = uuid.uuid4().hex
 
     def __str__(self) -> str:
-        return self.digest
-
-
-def _source(it: Any) -> str:
-    try:
-        return inspect.getsource(type(it) if isinstance(it, nn.Module) else it)
-    except (OSError, TypeError):  # typed into an interpreter, or built in
-        return repr(it)
-
-
-@dataclass(frozen=True)
-class OwnModel(Model):
-    """The user's module, or a function that makes one. A module's present parameters are where every training starts, whatever the seed;
-    a function is called once for each seed, with torch's global generator set by it."""
-
-    held: Held
-
-    def module(self, shape: Shape) -> nn.Module:
-        made = copy.deepcopy(self.held.it) if isinstance(self.held.it, nn.Module) else self.held.it()
-        if not isinstance(made, nn.Module):
-            raise InfluxError(f"model must be a torch.nn.Module or a function that makes one; calling it gave a {type(made).__name__}.")
-        return made.cpu()
+        return self.token
 
 
 @dataclass(frozen=True)
@@ -107,6 +79,8 @@ class AsGiven(Training):
                 "this method trains models of its own, and influx.estimate takes the one model as it is: use influx.validate, which trains."
             )
         row, norms = summarise(task, task.params, task.buffers, self.weight_decay)
+        if not math.isfinite(row["objective"]):
+            raise InfluxError(f"the model's mean loss on train is {row['loss']}: look at its outputs for train, and at the loss of each.")
         return Fit(task.params, task.buffers, norms, [{"epoch": 0, **row}])
 
     def trial(self, iterations: int, seconds: float, models: int) -> tuple[Training, float]:
@@ -137,7 +111,7 @@ def data_of(train: Any, test: Any, width: Callable[[Tensor], int], dtype: torch.
         low, high = int(min(y.min(), y_test.min())), int(max(y.max(), y_test.max()))
         raise InfluxError(
             f"labels go from {low} to {high}, and the model has {n_outputs} outputs, for classes 0 to {n_outputs - 1}. "
-            "Numbers to predict must be floating-point."
+            "Numbers to predict must be floating-point: targets.float()."
         )
     made = Data(
         name="own data", task="classification" if labels else "regression", train_inputs=x, train_targets=y, test_inputs=x_test,
@@ -185,8 +159,10 @@ def _tensor(values: Any) -> Tensor:
 
 
 def check_separate(objective: Objective, outputs: Float[Tensor, "n out"], targets: Shaped[Tensor, " n *target"]) -> None:
-    """Raise `InfluxError` unless an example's loss depends on that example alone."""
+    """Raise `InfluxError` unless losses are finite and an example's depends on that example alone."""
     together = objective.loss(outputs, targets)
+    if not bool(torch.isfinite(together).all()):
+        raise InfluxError(f"loss of the first training examples is {', '.join(f'{value:g}' for value in together.tolist())}: not finite.")
     alone = torch.cat([objective.loss(outputs[at : at + 1], targets[at : at + 1]) for at in range(len(outputs))])
     if not torch.allclose(together, alone, rtol=1e-4, atol=1e-6):  # rounding in float32
         raise InfluxError("loss gives an example another number when it stands in a batch: it must depend on that example alone.")

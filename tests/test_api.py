@@ -15,12 +15,16 @@ import torch
 import yaml
 from conftest import call
 from torch import nn
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, mse_loss
 from torch.utils.data import DataLoader, TensorDataset
 
 import influx
 from influx import api
+from influx.datasets import Dataset
 from influx.errors import InfluxError
+from influx.estimators.grad_dot import GradDot
+from influx.instantiate import build
+from influx.measurements.margin import Margin
 
 CONF = Path(__file__).parents[1] / "conf"
 EACH = partial(cross_entropy, reduction="none")
@@ -39,7 +43,8 @@ def net(dtype: torch.dtype = torch.float64) -> nn.Module:
         return nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3)).to(dtype)
 
 
-FEW = {"training.epochs": 2, "retraining.removed": 4, "retraining.seeds": 1, "resamples": 20}
+QUICK = {"training.epochs": 2, "resamples": 20}
+FEW = {**QUICK, "retraining.removed": 4, "retraining.seeds": 1}
 
 # --------------------------------------------------------------------------------------------------------------------- truth
 
@@ -172,6 +177,50 @@ def test_answers_of_several_numbers() -> None:
     assert len(made.table("top_influences"))
 
 
+def test_trak_takes_a_loss_of_several_numbers_whole() -> None:
+    """Not its first output alone."""
+    (x, _), (x_test, _) = classes()
+    module, answers = nn.Linear(4, 2, dtype=torch.float64), x[:, :2].clone()
+
+    def scores(y: torch.Tensor) -> Any:
+        each = influx.estimate(
+            module, lambda f, y: mse_loss(f, y, reduction="none").sum(1), (x, y), (x_test, x_test[:, :2]), method="trak", weight_decay=0.1
+        )
+        return each.influence
+
+    before = scores(answers)
+    answers[0, 1] += 1
+    assert not np.allclose(before.loc[0], scores(answers).loc[0])
+
+
+def test_objects_of_ones_own_are_parts() -> None:
+    train, test = classes()
+    named = influx.validate(net, "cross_entropy", train, test, method="grad_dot", measurement="margin", seeds=2, removed=4, settings=QUICK)
+    given = influx.validate(net, "cross_entropy", train, test, method=GradDot(), measurement=Margin(), seeds=2, removed=4, settings=QUICK)
+    assert given.influence.equals(named.influence)
+    assert given.changes.equals(named.changes)
+    assert given.choices["method"] == "GradDot"
+    assert named.changes.shape == (4, 12)
+
+
+def test_modules_of_the_same_numbers_are_not_taken_for_one_another() -> None:
+    """Nor are functions of the same source, as closures have."""
+    train, test = classes()
+    first = nn.Sequential(nn.Linear(4, 3, dtype=torch.float64), nn.Tanh())
+    second = nn.Sequential(first[0], nn.ReLU())
+    made = [influx.validate(module, EACH, train, test, method="loss", settings=FEW).full for module in (first, second)]
+    assert not made[0].equals(made[1])
+    scaled = [influx.validate(net, lambda f, y, a=a: a * EACH(f, y), train, test, method="loss", settings=FEW).full for a in (1.0, 2.0)]
+    assert not scaled[0].equals(scaled[1])
+
+
+def test_the_record_says_that_nothing_was_trained() -> None:
+    run = influx.estimate(net(), EACH, *classes(), method="loss", weight_decay=0.1)
+    assert (run.choices["training"], run.choices["dataset"], run.choices["model"]) == ("as given", "own data", "Sequential")
+    assert run.config["training"] == {"own": "as given"}
+    assert np.isfinite(run.history["gradient_norm"]).all()
+
+
 def test_a_named_folder_stays_and_another_goes(tmp_path: Path) -> None:
     train, test = classes()
     run = influx.estimate(net(), "cross_entropy", train, test, method="loss", folder=tmp_path / "mine")
@@ -188,6 +237,7 @@ def test_a_named_folder_stays_and_another_goes(tmp_path: Path) -> None:
 TRAINS = r"trains models of its own, and influx.estimate takes the one model as it is"
 FOLLOWS = r"follows the training run, and influx.estimate has only its end"
 NEEDS = {  # what influx.estimate says to methods that need more than a trained model
+    "captum": FOLLOWS,
     "hypergradient": FOLLOWS, "unrolled": FOLLOWS, "source": FOLLOWS, "tracin": FOLLOWS, "subset": TRAINS, "datamodels": TRAINS,
     "data_shapley": TRAINS, "turnover_dropout": TRAINS, "external": "path",
 }  # fmt: skip
@@ -237,6 +287,19 @@ class Tied(nn.Module):
         return out
 
 
+def broken() -> nn.Module:
+    made = net(torch.float32)
+    next(made.parameters()).data[0, 0] = torch.nan
+    return made
+
+
+def frozen() -> nn.Module:
+    made = net(torch.float32)
+    next(made.parameters()).requires_grad_(False)
+    return made
+
+
+SAMPLED = {"method.curvature": "fisher", "method.solver.labels": "sampled"}
 GOOD = classes(dtype=torch.float32)
 X, Y = GOOD[0]
 
@@ -249,7 +312,7 @@ X, Y = GOOD[0]
         ({"model": nn.Linear(5, 3)}, r"model does not take these inputs, \(4,\) an example: mat1"),
         (
             {"model": nn.Sequential(nn.Linear(4, 1), nn.Flatten(0))},
-            r"model must give outputs of shape \[n, out\]; for two examples it gave \(2,\)",
+            r"model must give outputs of shape \[n, out\]; for 2 examples it gave \(2,\)",
         ),
         ({"model": Tied()}, r"uses a parameter twice \(second.weight\)"),
         ({"loss": "cross_entrpy"}, r"objective=cross_entrpy is not known; choose from .*cross_entropy"),
@@ -270,6 +333,22 @@ X, Y = GOOD[0]
         ({"method": "ekfacc"}, r"method=ekfacc is not known; .*Did you mean 'ekfac'"),
         ({"measurement": "los"}, r"measurement=los is not known"),
         ({"measurement": "weat"}, r"this measurement asks questions about words"),
+        ({"method": 3}, r"method must be the name of one or a kind of Estimator; this is a int"),
+        ({"measurement": GradDot()}, r"measurement must be the name of one or a kind of Measurement; this is a GradDot"),
+        ({"model": nn.Linear(4, 3).half()}, r"model is in float16; it must be in float32 or float64 throughout"),
+        ({"model": nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 3).double())}, r"model is in float32 and float64; it must be in"),
+        ({"model": broken()}, r"model has numbers that are not finite in 0.weight"),
+        (
+            {"model": frozen()},
+            r"model is frozen in part \(0.weight does not require a gradient\), and all .*: give the part that is trained",
+        ),
+        ({"loss": lambda f, y: f.sum(1) / 0}, r"loss of the first training examples is -?inf, -?inf, -?inf: not finite"),
+        ({"train": (X, Y), "loss": "squared_error", "model": nn.Linear(4, 1)}, r"Numbers to predict must be floating-point: targets.float"),
+        ({"loss": EACH, "method": "ekfac", "settings": SAMPLED}, r"OwnLoss gives no distribution that targets could be drawn from"),
+        ({"settings": {"store.dir": "here"}}, r"settings cannot have store.dir: what functions of yours compute has no name"),
+        ({"settings": {"seed": 1}}, r"settings cannot have seed besides the argument that says it"),
+        ({"method": GradDot(), "settings": {"method.params": "all"}}, r"settings cannot have method.params besides the argument"),
+        ({"settings": {"training.weight_decay": 1}}, r"training.weight_decay means nothing .*\(λ is the argument weight_decay\)"),
         ({"weight_decay": -1.0}, r"training.weight_decay=-1.0 is not possible"),
         ({"settings": {"method.dampin": 1}}, r"there is no key 'method.dampin'.*Did you mean"),
         ({"settings": {"method.damping": -1}}, r"method.damping=-1 is not possible"),
@@ -285,8 +364,42 @@ def test_what_does_not_fit_is_refused_in_one_line(tmp_path: Path, changes: dict[
     assert not (tmp_path / "run").exists()
 
 
+def test_the_loss_of_every_example_is_looked_at(tmp_path: Path) -> None:
+    train, test = classes()
+    rows = torch.where(torch.arange(24) == 20, torch.inf, 0.0)  # beyond those that the loss is tried on
+
+    def loss(f: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return EACH(f, y) + (rows if len(f) == 24 else 0)
+
+    with pytest.raises(InfluxError, match=r"the model's mean loss on train is inf: look at its outputs"):
+        influx.estimate(net(), loss, train, test)
+
+
+def test_what_is_frozen_may_stay_where_the_method_names_what_moves() -> None:
+    train, test = classes()
+    more = {"method.params": "last_layer"}
+    part = influx.estimate(frozen(), "cross_entropy", train, test, method="grad_dot", settings=more)
+    assert part.influence.equals(
+        influx.estimate(net(torch.float32), "cross_entropy", train, test, method="grad_dot", settings=more).influence
+    )
+
+
+def test_the_command_line_says_that_it_cannot_repeat_it(tmp_path: Path) -> None:
+    influx.estimate(net(), EACH, *classes(), method="loss", folder=tmp_path / "mine")
+    with pytest.raises(InfluxError, match=r"dataset: the run was made in Python, with own data, and can be repeated only there"):
+        build(influx.load(tmp_path / "mine").config["dataset"], Dataset, "dataset")
+
+
+def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InfluxError, match=r"folder .*file cannot be made: File exists. Name another one"):
+        influx.estimate(net(), EACH, *classes(), method="loss", folder=tmp_path / "file")
+
+
 def test_a_function_must_make_a_module() -> None:
     with pytest.raises(InfluxError, match=r"model must be a torch.nn.Module or a function that makes one; calling it gave a int"):
         influx.validate(lambda: 3, "cross_entropy", *GOOD)
+    with pytest.raises(InfluxError, match=r"or a function without arguments that makes one; calling it: .*'in_features'"):
+        influx.validate(nn.Linear, "cross_entropy", *GOOD)
     with pytest.raises(InfluxError, match=r"model must be a torch.nn.Module or a function that makes one; this is a str"):
         influx.validate("mlp", "cross_entropy", *GOOD)

@@ -48,7 +48,7 @@ class Output(Objective):
     of: Objective
 
     def loss(self, outputs: Float[Tensor, " *k batch out"], targets: Shaped[Tensor, " batch *target"]) -> Float[Tensor, " *k batch"]:
-        if isinstance(self.of, Unlabelled):
+        if isinstance(self.of, Unlabelled) or (targets.is_floating_point() and outputs.shape[-1] > 1):
             return self.of.loss(outputs, targets)  # departure 5
         return outputs[..., 0] if targets.is_floating_point() else log_odds(outputs, targets)
 
@@ -67,7 +67,7 @@ class Trak(Estimator):
     2. The paper inverts Φᵀ Φ as it is; that is damping=0, and needs dim ≤ n and dim ≤ P. When dim ≥ P nothing is projected.
     3. The paper's models are trained on random subsets of the training set; these are trained on all of it, from other seeds.
     4. No soft-thresholding of the scores (the paper's last step, with a threshold found by cross-validation).
-    5. Of a model that is trained without labels, whose loss is a function of several outputs, f is the loss itself, and q = 1.
+    5. Of a model that is trained without labels, or to predict several numbers, f is the loss itself, and q = 1.
 
     Cost: a gradient for every example and model, and 2·P·dim operations to project each; models − 1 trainings.
     Memory: (n + n_test) x dim numbers, a tile of signs (never P x dim), and up to a quarter of `memory` of gradients, as factors

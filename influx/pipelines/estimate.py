@@ -48,13 +48,14 @@ class Estimated:
     solves: list[dict[str, Any]]
 
 
-def prepare(session: Session) -> Estimator:
-    """The estimator, with its needs checked against what the run can give: nothing is trained by then.
+def prepare(session: Session, given: Estimator | None = None) -> Estimator:
+    """The estimator that the configuration describes, or that is `given`, with its needs checked against what the run can give: nothing is
+    trained by then.
 
     Raises:
         InfluxError: the method cannot take this model, this training or these sizes.
     """
-    estimator = build(session.config["method"], Estimator, "method")
+    estimator = build(session.config["method"], Estimator, "method") if given is None else given
     experiment = test_points.check(session)
     training, laboratory = experiment.training, replace(session.laboratory, experiment=experiment)
     if estimator.needs_trajectory:
