@@ -1,4 +1,4 @@
-"""A sweep's jobs on a ray cluster, and how many cores there are for those on this machine.
+"""A sweep's jobs on a ray cluster, and what influx's own settings of other launchers need.
 
 hydra-ray-launcher is not used: it cannot join a cluster that runs already (it always asks for an object store of its own), leaves results
 where each node was started, loses a whole sweep with one killed process, and needs a cloudpickle that is too old for dask.
@@ -14,10 +14,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from hydra.core.config_search_path import ConfigSearchPath
+from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.singleton import Singleton
 from hydra.core.utils import JobReturn, JobStatus, configure_log, filter_overrides, run_job, setup_globals
 from hydra.plugins.launcher import Launcher
+from hydra.plugins.search_path_plugin import SearchPathPlugin
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
@@ -33,6 +36,18 @@ def _cores() -> int:
 
 
 OmegaConf.register_new_resolver("influx.cores", _cores, replace=True)  # ${influx.cores:} in YAML
+
+OURS = {"launcher": ("joblib", "ray", "submitit_local", "submitit_slurm"), "sweeper": ("optuna",)}  # conf/hydra/GROUP/NAME.yaml
+
+
+class OwnSettings(SearchPathPlugin):
+    """Lets influx's YAML stand for the settings that plugins register under the same names: Hydra would warn, or refuse both."""
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        registered = ConfigStore.instance().repo.get("hydra", {})
+        for group, names in OURS.items():
+            for name in names:
+                registered.get(group, {}).pop(f"{name}.yaml", None)
 
 
 class RayLauncher(Launcher):
@@ -58,7 +73,7 @@ class RayLauncher(Launcher):
         """The jobs' returns, in order.
 
         Raises:
-            InfluxError: no ray cluster can be used.
+            InfluxError: no ray cluster can be used; or the jobs would wait for ever for the processors that they hold themselves.
         """
         import ray
 
@@ -80,6 +95,10 @@ class RayLauncher(Launcher):
         import ray
 
         config = self.context.config_loader.load_sweep_config(self.config, list(words))
+        if OmegaConf.select(config, "retraining.backend") == "ray" and self.task.get("num_cpus", 1) > 0:
+            raise InfluxError(
+                "retraining.backend=ray is not possible in jobs that hold ray's processors: leave it out, or hydra/launcher=ray."
+            )
         with open_dict(config):
             config.hydra.job.id, config.hydra.job.num = f"{config.hydra.job.name}_{number}", number
         log.info("\t#%d : %s", number, " ".join(filter_overrides(words)))
