@@ -144,9 +144,22 @@ def _returned(call: Any, config: DictConfig, words: list[str]) -> JobReturn:
         said = error.cause if isinstance(error.cause, InfluxError) else InfluxError(clusters.unable("ray", error.cause))
     except ray.exceptions.RayError:
         said = InfluxError(f"the ray process of job {config.hydra.job.num} was killed, most often because memory ran out.")
-    folder = Path(config.hydra.sweep.dir) / str(config.hydra.sweep.subdir)
-    if not (folder / ".hydra" / "overrides.yaml").is_file():
+    folder = _folder(config)
+    if (folder / ".hydra" / "overrides.yaml").is_file():
+        sweep_jobs.note_failure(folder, said)
+    else:
         sweep_jobs.note_refusal(folder, words, str(said))
     failed = JobReturn(overrides=words, cfg=config, status=JobStatus.FAILED)
     failed.return_value = said
     return failed
+
+
+def _folder(config: DictConfig) -> Path:
+    """A job's folder; by default its name asks Hydra for the number of the job that runs."""
+    hydra = HydraConfig.instance()
+    known = hydra.cfg
+    hydra.set_config(config)
+    try:
+        return Path(config.hydra.sweep.dir) / str(config.hydra.sweep.subdir)
+    finally:
+        hydra.cfg = known

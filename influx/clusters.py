@@ -179,9 +179,7 @@ def _knock(address: str, key: str) -> None:
         try:
             socket.create_connection((host.strip("[]"), int(port)), PATIENCE).close()
         except OSError as error:
-            raise InfluxError(
-                f"nothing answers at {key}={address} ({error}): is the cluster running, and the port right?"
-            ) from error
+            raise InfluxError(f"nothing answers at {key}={address} ({error}): is the cluster running, and the port right?") from error
 
 
 # ------------------------------------------------------------------------------------------------------------- what to say

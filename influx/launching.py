@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,13 +34,16 @@ def check_engines(config: DictConfig) -> None:
     """Refuse a launcher or sweeper that is not installed, by its name on the command line.
 
     Raises:
-        InfluxError: its extra is missing.
+        InfluxError: its extra is missing, or SLURM is.
     """
     choices = config.hydra.runtime.choices
     for group in ("launcher", "sweeper"):
         module, extra = NEEDS.get(config.hydra[group]._target_, (None, None))
+        name = choices[f"hydra/{group}"]
         if module is not None and importlib.util.find_spec(module) is None:
-            raise InfluxError(f"hydra/{group}={choices[f'hydra/{group}']} needs an extra: pip install 'influx[{extra}]'.")
+            raise InfluxError(f"hydra/{group}={name} needs an extra: pip install 'influx[{extra}]'.")
+        if name == "submitit_slurm" and shutil.which("srun") is None:
+            raise InfluxError("hydra/launcher=submitit_slurm finds no SLURM (srun) on this machine: start the sweep on a login node.")
 
 
 def launch(task: Callable[..., Any], command: str, jobs: Sequence[tuple[str, Sequence[str]]], folder: Path, workers: int) -> None:

@@ -147,7 +147,7 @@ def test_a_killed_process_costs_its_own_job(ray_nodes: str, tmp_path: Path, monk
     assert ran.status == 2
     assert re.search(r"influx: the ray process of job 1 was killed, most often because memory ran out\.", ran.err)
     statuses = pd.read_csv(tmp_path / "swept/summary.csv").groupby("job").status.first()
-    assert list(statuses == "finished") == [True, False, True]
+    assert list(statuses) == ["finished", "failed: the ray process of job 1 was killed, most often because memory ran out.", "finished"]
 
 
 @pytest.mark.ray
@@ -181,12 +181,48 @@ def test_a_node_without_the_folder_says_so(tmp_path: Path) -> None:
 
 # -------------------------------------------------------------------------------------------------------------- submitit
 
+SLURM = {  # stands in for a cluster: sbatch returns at once, and the tasks of the array run one after the other
+    "srun": 'while [[ "$1" == -* ]]; do [[ "$1" == --output ]] && shift; shift; done; exec "$@"',
+    "sacct": 'echo "JobID|State"; for task in 0 1 2 3 4 5; do echo "7_$task|RUNNING"; done',
+    "sbatch": """
+        cp "$1" "$(dirname "$0")/asked.sh"
+        tasks=$(sed -n 's/^#SBATCH --array=\\([0-9]*\\)-\\([0-9]*\\).*/\\1 \\2/p' "$1")
+        export SLURM_ARRAY_JOB_ID=7 SLURM_JOB_NUM_NODES=1 SLURM_NTASKS=1 SLURM_PROCID=0 SLURM_LOCALID=0 SLURM_NODEID=0
+        exec 3>&1 > /dev/null 2>&1
+        (sleep 1; for i in $(seq $tasks); do SLURM_JOB_ID=7$i SLURM_ARRAY_TASK_ID=$i bash "$(dirname "$0")/asked.sh"; done) 3>&- &
+        echo "Submitted batch job 7" >&3
+    """,
+}
+
 
 @pytest.mark.submitit
 def test_submitit_gives_the_same_table(basic: Path, tmp_path: Path) -> None:
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
     gives_the_same(basic, tmp_path, "hydra/launcher=submitit_local")
     assert list((tmp_path / "swept/.submitit").glob("*/*_log.out"))
+
+
+@pytest.mark.submitit
+def test_slurm_gets_what_the_settings_say(basic: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
+    programs = tmp_path / "programs"
+    programs.mkdir()
+    for name, lines in SLURM.items():
+        (programs / name).write_text(f"#!/bin/bash\n{lines}\n")
+        (programs / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(programs), prepend=os.pathsep)
+    gives_the_same(basic, tmp_path, "hydra/launcher=submitit_slurm", "hydra.launcher.partition=short", "hydra.launcher.cpus_per_task=2")
+    asked = (programs / "asked.sh").read_text()
+    for option in ("partition=short", "cpus-per-task=2", "mem=8GB", "time=240", "nodes=1", "job-name=influx-validate"):
+        assert f"#SBATCH --{option}\n" in asked
+
+
+def test_without_slurm_it_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda *_: True)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    ran = sweep(tmp_path, "seed=0,1", "hydra/launcher=submitit_slurm")
+    assert ran.status == 2
+    assert re.fullmatch(r"influx: hydra/launcher=submitit_slurm finds no SLURM \(srun\) .*: start the sweep on a login node\.\n", ran.err)
 
 
 # ---------------------------------------------------------------------------------------------------------------- optuna
