@@ -11,6 +11,7 @@ COMMANDS = {
     "estimate": "train (or reuse) a model, then estimate influence",
     "validate": "estimate, retrain without examples, compare: correlation tables and plots",
     "reproduce": "run a published study and print each claim's verdict",
+    "report": "join finished runs into one table, figure and HTML page",
     "store": "list, check and remove stored results",
     "rerun": "repeat a finished run from its folder",
     "doctor": "does influx work here: versions, devices, folders, a self-check",
@@ -72,6 +73,10 @@ def _run(command: str, arguments: list[str]) -> int:
         from influx import storekeeping
 
         return storekeeping.command(arguments)
+    if command == "report":
+        from influx import reporting
+
+        return reporting.command(arguments)
     if command == "doctor":
         from influx import doctor
 

@@ -196,7 +196,11 @@ def _compared(ranked: pd.DataFrame) -> bool:
 
 
 def _name(ranked: pd.DataFrame) -> str:
-    statistic: str = ranked.attrs["headline"]["statistic"]
+    return name_of(ranked.attrs["headline"]["statistic"])
+
+
+def name_of(statistic: str) -> str:
+    """A statistic as people write it."""
     return NAMES.get(statistic, statistic.replace("_", " "))
 
 

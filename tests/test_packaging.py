@@ -32,7 +32,8 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_wheel_has_every_module_setting_and_data_file(wheel: Path) -> None:
     shipped = set(zipfile.ZipFile(wheel).namelist())
-    modules = {str(file.relative_to(REPOSITORY)) for file in (REPOSITORY / "influx").rglob("*") if file.suffix in (".py", ".csv")}
+    kinds = (".py", ".csv", ".css", ".js")
+    modules = {str(file.relative_to(REPOSITORY)) for file in (REPOSITORY / "influx").rglob("*") if file.suffix in kinds}
     modules.add("hydra_plugins/influx_sweeper.py")
     settings = {f"influx/{file.relative_to(REPOSITORY)}" for file in (REPOSITORY / "conf").rglob("*.yaml")}
     assert "influx/datasets/concrete.csv" in modules
