@@ -148,7 +148,10 @@ class Preflight(Callback):
             log.debug("a value that is known only inside the job is checked there")
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
+        from influx import launching
+
         try:
+            launching.check_engines(config)
             for place in config.hydra.searchpath:
                 _refuse_shadowing(conf_dir(), place.removeprefix("file://"))
         except InfluxError as error:

@@ -75,14 +75,14 @@ def _ray(cluster: str | None, workers: int) -> Iterator[Remote]:
 
     ours = not ray.is_initialized()
     if ours:
-        _connect_ray(cluster or os.environ.get("RAY_ADDRESS") or "local", workers)
+        connect_ray(cluster or os.environ.get("RAY_ADDRESS") or "local", workers, key="retraining.cluster")
     run = ray.remote(num_cpus=1, max_retries=0, scheduling_strategy="SPREAD")(_called)
 
     def result(call: Any) -> bytes:
         try:
             return ray.get(call)
         except ray.exceptions.RayTaskError as error:
-            raise InfluxError(_unable("ray", error.cause)) from error
+            raise InfluxError(unable("ray", error.cause)) from error
         except ray.exceptions.RayError as error:
             raise InfluxError(died("ray process")) from error
 
@@ -97,7 +97,12 @@ def _ray(cluster: str | None, workers: int) -> Iterator[Remote]:
             ray.shutdown()
 
 
-def _connect_ray(address: str, workers: int) -> None:
+def connect_ray(address: str, workers: int, *, key: str) -> None:
+    """Connect this process to the ray cluster at `address`; "local" starts one with `workers` processors here.
+
+    Raises:
+        InfluxError: there is none that can be used; `key` is the setting that named it.
+    """
     import ray
 
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.CRITICAL}
@@ -105,11 +110,11 @@ def _connect_ray(address: str, workers: int) -> None:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         ray.init("local", num_cpus=workers, include_dashboard=False, **quiet)
         return
-    _knock(address)
+    _knock(address, key)
     try:
         ray.init(address, **quiet)
     except (Exception, SystemExit) as error:  # it exits when something else listens at the port
-        raise InfluxError(_silent("ray", address, error)) from error
+        raise InfluxError(_silent("ray", address, error, key)) from error
 
 
 @contextmanager
@@ -133,7 +138,7 @@ def _dask(cluster: str | None, workers: int) -> Iterator[Remote]:
             except distributed.scheduler.KilledWorker as error:
                 raise InfluxError(died("dask process")) from error
             except Exception as error:
-                raise InfluxError(_unable("dask", error)) from error
+                raise InfluxError(unable("dask", error)) from error
 
         calls = _Calls(
             lambda arguments: client.submit(_called, [cloudpickle.dumps(arguments)], pure=False),
@@ -152,12 +157,12 @@ def _connect_dask(address: str | None, workers: int, stack: ExitStack) -> Any:
             n_workers=workers, threads_per_worker=1, memory_limit=0, dashboard_address="127.0.0.1:0", silence_logs=logging.CRITICAL
         )
         return stack.enter_context(Client(stack.enter_context(local), set_as_default=False))
-    _knock(address)
+    _knock(address, "retraining.cluster")
     try:
         client = stack.enter_context(Client(address, timeout=PATIENCE, set_as_default=False))
         client.wait_for_workers(1, timeout=PATIENCE)
     except Exception as error:
-        raise InfluxError(_silent("dask", address, error)) from error
+        raise InfluxError(_silent("dask", address, error, "retraining.cluster")) from error
     most = max(client.nthreads().values())
     if most > 1:
         raise InfluxError(
@@ -167,16 +172,14 @@ def _connect_dask(address: str | None, workers: int, stack: ExitStack) -> Any:
     return client
 
 
-def _knock(address: str) -> None:
+def _knock(address: str, key: str) -> None:
     """Try the port, where the address names one: ray gives up only after minutes."""
     host, _, port = address.rpartition("://")[2].rpartition(":")
     if port.isdigit():
         try:
             socket.create_connection((host.strip("[]"), int(port)), PATIENCE).close()
         except OSError as error:
-            raise InfluxError(
-                f"nothing answers at retraining.cluster={address} ({error}): is the cluster running, and the port right?"
-            ) from error
+            raise InfluxError(f"nothing answers at {key}={address} ({error}): is the cluster running, and the port right?") from error
 
 
 # ------------------------------------------------------------------------------------------------------------- what to say
@@ -194,15 +197,16 @@ def died(what: str) -> str:
     )
 
 
-def _unable(backend: str, error: BaseException) -> str:
+def unable(backend: str, error: BaseException) -> str:
+    """The message when a call could not even begin."""
     return (
         f"a {backend} worker could not run influx ({_first_line(error)}): every node needs the same versions of python, influx and of your "
         "own modules."
     )
 
 
-def _silent(backend: str, address: str, error: BaseException) -> str:
-    return f"no {backend} cluster that can be used at {address} ({_first_line(error)}): start it, or leave retraining.cluster out."
+def _silent(backend: str, address: str, error: BaseException, key: str) -> str:
+    return f"no {backend} cluster that can be used at {address} ({_first_line(error)}): start it, or leave {key} out."
 
 
 CONNECT: dict[str, Callable[[str | None, int], AbstractContextManager[Remote]]] = {"ray": _ray, "dask": _dask}  # (address, workers)
