@@ -51,4 +51,4 @@ bench-neighbours: $(VENV)/installed-dev  ## estimators against kronfluence, capt
 	$(BIN)/python benchmarks/estimators.py
 
 clean:  ## remove the environment and every run
-	rm -rf $(VENV) outputs/train outputs/estimate outputs/validate outputs/reproduce outputs/store
+	rm -rf $(VENV) outputs/train outputs/estimate outputs/validate outputs/reproduce outputs/report outputs/store

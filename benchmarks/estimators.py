@@ -217,9 +217,7 @@ def ekfac(folder: Path) -> None:
 def grad_dot(folder: Path) -> None:
     comparison("grad_dot, float32")
     for key, batch in (("26k", 1000), ("lenet", 500)):
-        theirs: dict[str, Theirs] = {
-            "kronfluence, identity": partial(neighbours.kronfluence, strategy="identity", batch=batch)
-        }
+        theirs: dict[str, Theirs] = {"kronfluence, identity": partial(neighbours.kronfluence, strategy="identity", batch=batch)}
         versus(key, GradDot(), theirs, folder)
 
 

@@ -11,14 +11,18 @@ from pathlib import Path
 from typing import Any
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
 from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
+
+from influx.composing import typed
+from influx.errors import InfluxError
 
 
 class GridSweeper(Sweeper):
@@ -44,6 +48,7 @@ class GridSweeper(Sweeper):
         OmegaConf.save(self.config, folder / "multirun.yaml")
         refusals = [self._refusal(job) for job in jobs]
         fitting = [job for job, refusal in zip(jobs, refusals, strict=True) if refusal is None]
+        self._check_folders(fitting)
         refused = [(job, refusal) for job, refusal in zip(jobs, refusals, strict=True) if refusal is not None]
         for number, (job, refusal) in enumerate(refused, len(fitting)):
             self._note(folder / str(number), job, refusal)
@@ -61,6 +66,29 @@ class GridSweeper(Sweeper):
         except (HydraException, OmegaConfBaseException, ValueError) as error:
             return error
         return None
+
+    def _check_folders(self, jobs: Sequence[Sequence[str]]) -> None:
+        """Raise `InfluxError` when a name of the user's for jobs' folders (`hydra.sweep.subdir=`) is that of two jobs."""
+        assert self.config is not None
+        if not any(word.startswith("hydra.sweep.subdir=") for word in typed(self.config.hydra.overrides.hydra)):
+            return
+        hydra, taken = HydraConfig.instance(), dict[str, Sequence[str]]()
+        known = hydra.cfg
+        for number, job in enumerate(jobs):
+            config = self.context.config_loader.load_sweep_config(self.config, list(job))
+            with open_dict(config):
+                config.hydra.job.id, config.hydra.job.num = f"{config.hydra.job.name}_{number}", number
+            hydra.set_config(config)
+            try:
+                name = str(config.hydra.sweep.subdir)
+            finally:
+                hydra.cfg = known
+            if name in taken:
+                raise InfluxError(
+                    f"hydra.sweep.subdir gives two jobs the folder {name}: {' '.join(taken[name])} and {' '.join(job)}. Name in it each "
+                    "key that is swept, or ${hydra.job.num}."
+                )
+            taken[name] = job
 
     def _note(self, folder: Path, job: Sequence[str], refusal: Exception) -> None:
         from influx import app, sweep_jobs

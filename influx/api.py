@@ -17,8 +17,9 @@ import sys
 import tempfile
 import uuid
 import weakref
-from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ from influx.measurements import Measurement
 from influx.measurements.base import Posing
 from influx.objectives import Objective, SquaredError
 from influx.objectives.base import Unlabelled
-from influx.own import AsGiven, Held, Loss, OwnLoss, check_separate, data_of
+from influx.own import AsGiven, Held, Loss, OwnLoss, check_separate, data_of, with_flat_targets
 from influx.own_module import OwnModel, OwnModule, module_of, width_of
 from influx.pipelines import estimate as estimating
 from influx.pipelines import validate as validating
@@ -107,9 +108,10 @@ def estimate(
             raise InfluxError(f"{key} means nothing to influx.estimate, which trains nothing{also}: use influx.validate.")
     rules.check_value("training.weight_decay", weight_decay)
     asked = Asked("estimate", loss, method, measurement, {"seed": seed}, settings or {})
-    session = _session(asked, model, train, test, folder, AsGiven(float(weight_decay), type(model), seed))
-    estimator = _prepared(session, asked.estimator)
-    return _run(session, lambda: estimating.estimate(session, estimator), folder is None)
+    with _differentiating():
+        session = _session(asked, model, train, test, folder, AsGiven(float(weight_decay), type(model), seed))
+        estimator = _prepared(session, asked.estimator)
+        return _run(session, lambda: estimating.estimate(session, estimator), folder is None)
 
 
 def validate(
@@ -165,10 +167,18 @@ def validate(
     given = {"training.weight_decay": weight_decay, "retraining.removed": removed, "retraining.seeds": seeds}
     named = {"training": training, "seed": seed, **{key: value for key, value in given.items() if value is not None}}
     asked = Asked("validate", loss, method, measurement, named, settings or {})
-    session = _session(asked, model, train, test, folder, None)
-    estimator = estimating.prepare(session, asked.estimator)
-    retraining = validating.prepare(session, estimator) if session.config["loo"] else None
-    return _run(session, lambda: validating.validate(session, estimator, retraining), folder is None)
+    with _differentiating():
+        session = _session(asked, model, train, test, folder, None)
+        estimator = estimating.prepare(session, asked.estimator)
+        retraining = validating.prepare(session, estimator) if session.config["loo"] else None
+        return _run(session, lambda: validating.validate(session, estimator, retraining), folder is None)
+
+
+@contextmanager
+def _differentiating() -> Iterator[None]:
+    """Gradients are recorded, whatever the caller has switched off."""
+    with torch.inference_mode(False), torch.enable_grad():
+        yield
 
 
 def _prepared(session: Session, given: Estimator | None) -> Estimator:
@@ -253,6 +263,10 @@ def _experiment(
     data = data_of(train, test, lambda inputs: width_of(module, inputs), first.dtype, first.device)
     if isinstance(objective, Unlabelled):
         data = objective.prepare(data).to(first.dtype, first.device)
+    elif isinstance(objective, OwnLoss):
+        objective = replace(objective, target_dims=data.train_targets.ndim)
+    else:
+        data = with_flat_targets(data)
     experiment = Experiment(data, OwnModel(Held(model)), training, objective, measurement)
     if isinstance(objective, OwnLoss):
         with torch.no_grad():

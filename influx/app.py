@@ -43,9 +43,9 @@ def launch(command: str, arguments: list[str]) -> int:
         try:
             hydra.main(version_base="1.3", config_path=str(conf), config_name=command)(job)()
         finally:
-            _summarise()
+            failed = _summarise()
             sweep_resume.release()
-        return 0
+        return min(failed, 1)  # a sweeper that goes on after failures raises none
     except BrokenPipeError:  # the reader of our output has seen enough; nothing is left to flush at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
@@ -80,7 +80,7 @@ def _job(cfg: DictConfig) -> float | None:
     try:
         config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
         choices = config.pop("choices", None) or {k: v for k, v in settings.runtime.choices.items() if "/" not in k and v}
-        overrides = [word for word in settings.overrides.task if not word.startswith("++choices=")]
+        overrides = [word for word in composing.typed(settings.overrides.task) if not word.startswith("++choices=")]
         rules.check_config(config)
         rules.check_command(config)
         if config["command"] == "reproduce":
@@ -166,17 +166,19 @@ class Summary(Callback):
         _sweep_folder.set(Path(config.hydra.sweep.dir).resolve())
 
 
-def _summarise() -> None:
+def _summarise() -> int:
+    """Join the sweep that has ended, if there was one; how many of its jobs are not finished."""
     folder = _sweep_folder.get()
     _sweep_folder.set(None)
     if folder is None:
-        return
+        return 0
     from influx import sweeps
 
     try:
-        sweeps.join(folder)
+        return sweeps.join(folder)
     except (InfluxError, OSError, ValueError) as error:  # the jobs' own results are there
         print(f"influx: the sweep's summary could not be written: {error}", file=sys.stderr)
+        return 0
 
 
 def rerun(arguments: list[str]) -> int:
@@ -252,6 +254,11 @@ def explain(error: Exception, command: str, arguments: list[str]) -> tuple[str, 
         return _explain_configuration(error, command, arguments), 2
     if isinstance(error, ValueError) and "Config group override" in str(error):
         return "a group=option setting needs the name of an option: influx COMMAND --help lists them.", 2
+    if type(error).__name__ == "TerminatedWorkerError":  # joblib's, which is not imported for its name alone
+        return (
+            "a process of the sweep was killed, most often because memory ran out; the same command goes on with what is not finished "
+            "(with fewer at once: hydra.launcher.n_jobs=...).", 1
+        )  # fmt: skip
     if isinstance(error, OSError) and error.filename is not None:
         return f"cannot write {error.filename} ({error.strerror}): choose another folder with hydra.run.dir=... or store.dir=...", 2
     return f"{type(error).__name__}: {error}\nThis is not your input's fault. HYDRA_FULL_ERROR=1 shows where it happened.", 1

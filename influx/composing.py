@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
-from omegaconf import OmegaConf
+from omegaconf import ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from influx.configuration import conf_dir, quoted
@@ -31,6 +31,12 @@ def compose(command: str, words: Sequence[str]) -> tuple[dict[str, Any], dict[st
             return config, choices
     finally:
         GlobalHydra.instance().hydra = running
+
+
+def typed(words: Iterable[str]) -> list[str]:
+    """The words of a command line as Hydra keeps them, without resolving those that refer to something (`hydra.sweep.subdir='${seed}'`)."""
+    kept: list[Any] = OmegaConf.to_container(words, resolve=False) if isinstance(words, ListConfig) else list(words)  # type: ignore[assignment]
+    return [str(word) for word in kept]
 
 
 def words_of(settings: Mapping[str, Any], groups: Sequence[str]) -> list[str]:

@@ -5,8 +5,11 @@ from __future__ import annotations
 import importlib
 import inspect
 import sys
+import sysconfig
 import typing
 from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import ModuleType
 from typing import Any, TypeVar
 
 from influx.errors import InfluxError, nearest
@@ -94,8 +97,8 @@ def describe(instance: Any) -> dict[str, Any]:
 
 
 def foreign_sources(config: Any) -> dict[str, str]:
-    """The source of every module outside `influx` that a `_target_` anywhere in a configuration comes from. One that cannot be imported is
-    left out: the run that asks for it says so."""
+    """The source of every module outside `influx` that a `_target_` anywhere in a configuration comes from, and of the user's own ones that
+    it uses. One that cannot be imported is left out: the run that asks for it says so."""
     if isinstance(config, Mapping):
         found = {name: text for value in config.values() for name, text in foreign_sources(value).items()}
         path = config.get("_target_")
@@ -112,5 +115,22 @@ def foreign_sources(config: Any) -> dict[str, str]:
 
 
 def _foreign(cls: type) -> dict[str, str]:
+    """Of the modules of a class and its bases, and of the user's own modules that those name, at any remove."""
     names = {base.__module__ for base in cls.__mro__ if not base.__module__.startswith(("influx.", "builtins", "abc"))}
-    return {name: inspect.getsource(sys.modules[name]) for name in sorted(names)}
+    found = {name: inspect.getsource(sys.modules[name]) for name in names}
+    waiting = [sys.modules[name] for name in names if _is_users(sys.modules[name])]
+    while waiting:
+        for value in list(vars(waiting.pop()).values()):
+            other = value if isinstance(value, ModuleType) else sys.modules.get(str(getattr(value, "__module__", "")))
+            if other is not None and other.__name__ not in found and _is_users(other):
+                found[other.__name__] = inspect.getsource(other)
+                waiting.append(other)
+    return dict(sorted(found.items()))
+
+
+def _is_users(module: ModuleType) -> bool:
+    """Whether it is Python source that is neither ours nor installed with Python or as a library."""
+    file = Path(getattr(module, "__file__", None) or "")
+    if file.suffix != ".py" or module.__name__.partition(".")[0] == "influx":
+        return False
+    return not file.is_relative_to(sysconfig.get_path("stdlib")) and not {"site-packages", "dist-packages"} & set(file.parts)

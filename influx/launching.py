@@ -17,6 +17,7 @@ from hydra.core.utils import configure_log
 from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from influx.composing import typed
 from influx.configuration import quoted
 from influx.errors import InfluxError
 
@@ -57,7 +58,7 @@ def launch(task: Callable[..., Any], command: str, jobs: Sequence[tuple[str, Seq
     """
     settings, loader = HydraConfig.get(), GlobalHydra.instance().config_loader()
     chosen = settings.runtime.choices["hydra/launcher"]
-    own = [word for word in settings.overrides.hydra if word.startswith(("hydra/launcher=", "hydra.launcher."))]
+    own = [word for word in typed(settings.overrides.hydra) if word.startswith(("hydra/launcher=", "hydra.launcher."))]
     if chosen == "basic" and workers > 1:
         own = ["hydra/launcher=joblib", f"hydra.launcher.n_jobs={workers}"]
     words = ["hydra.mode=MULTIRUN", f"hydra.sweep.dir={quoted(str(folder))}", *QUIET, *own]

@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import math
 import uuid
+import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
+from torch.utils.data import default_collate, default_convert
 
 from influx.data import Data
-from influx.errors import InfluxError
+from influx.errors import AccuracyWarning, InfluxError
 from influx.objectives import Objective
+from influx.objectives.base import Coupled
 from influx.training import Fit, Task, Training
 from influx.training.base import summarise
 
 Loss = Callable[[Tensor, Tensor], Tensor]
+LOOKED_AT = 64  # examples whose gradients are taken for typical
+FAR = 0.1  # of a typical example's gradient; at random signs the mean of n has 1/√n
 
 
 class Held:
@@ -45,12 +50,13 @@ class OwnLoss(Objective):
     """
 
     held: Held
+    target_dims: int = 1  # of the targets of a batch
 
     def loss(self, outputs: Float[Tensor, " *k batch out"], targets: Shaped[Tensor, " *k batch *target"]) -> Float[Tensor, " *k batch"]:
         stacked = outputs.shape[:-2]
         if not stacked:
             return self._each(outputs, targets)
-        own = targets.expand(*stacked, *targets.shape) if targets.shape[: len(stacked)] != stacked else targets
+        own = targets.expand(*stacked, *targets.shape) if targets.ndim == self.target_dims else targets
         flat = self._each(outputs.flatten(0, -2), own.reshape(-1, *own.shape[len(stacked) + 1 :]))
         return flat.reshape(outputs.shape[:-1])
 
@@ -67,7 +73,8 @@ class OwnLoss(Objective):
 
 @dataclass(frozen=True)
 class AsGiven(Training):
-    """No training: the module's parameters are taken for the optimum of J with this weight decay."""
+    """No training: the module's parameters are taken for the optimum of J with this weight decay, with a warning where they are far from
+    one."""
 
     weight_decay: float
     kind: type
@@ -81,6 +88,7 @@ class AsGiven(Training):
         row, norms = summarise(task, task.params, task.buffers, self.weight_decay)
         if not math.isfinite(row["objective"]):
             raise InfluxError(f"the model's mean loss on train is {row['loss']}: look at its outputs for train, and at the loss of each.")
+        _warn_far(task, row["gradient_norm"], self.weight_decay)
         return Fit(task.params, task.buffers, norms, [{"epoch": 0, **row}])
 
     def trial(self, iterations: int, seconds: float, models: int) -> tuple[Training, float]:
@@ -91,6 +99,26 @@ class AsGiven(Training):
 
     def shuffles(self, n: int) -> bool:
         return False
+
+
+def _warn_far(task: Task, norm: float, weight_decay: float) -> None:
+    """Warn where the mean gradient is not small beside those of single examples, which cancel at an optimum."""
+    if isinstance(task.objective, Coupled):  # one alone has no loss
+        return
+    way, n = task.backprop(task.module), len(task.examples)
+    single = []
+    for at in np.unique(np.linspace(0, n - 1, LOOKED_AT).astype(int)).tolist():
+        _, part = way.gradients(task.params, task.buffers, task.examples.take(slice(at, at + 1)), task.weights[:, at : at + 1])
+        single.append(sum(gradient.square().sum().item() for gradient in part.values()))
+    typical = math.sqrt(sum(single) / len(single))
+    if norm > FAR * typical:
+        warnings.warn(
+            f"the model is not at an optimum of its mean loss with weight_decay={weight_decay:g}: the gradient there, {norm:.2g}, is "
+            f"{norm / typical if typical else math.inf:.0%} of a single example's. Influence functions take it for one; train longer, or "
+            "give the weight_decay that it was trained with.",
+            AccuracyWarning,
+            stacklevel=2,
+        )
 
 
 def data_of(train: Any, test: Any, width: Callable[[Tensor], int], dtype: torch.dtype, device: torch.device) -> Data:
@@ -122,6 +150,20 @@ def data_of(train: Any, test: Any, width: Callable[[Tensor], int], dtype: torch.
     return made.to(dtype, device)
 
 
+def with_flat_targets(data: Data) -> Data:
+    """The data with one target an example, [n], as influx's own supervised objectives read them; [n, 1] is the same.
+
+    Raises:
+        InfluxError: an example has several targets.
+    """
+    shape = tuple(data.train_targets.shape[1:])
+    if shape not in ((), (1,)):
+        raise InfluxError(
+            f"targets are {shape} an example; this loss takes one number an example, [n]. Give as the loss a function of both."
+        )
+    return replace(data, train_targets=data.train_targets.flatten(), test_targets=data.test_targets.flatten())
+
+
 def _part(part: Any, name: str, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     inputs, targets = map(_tensor, _read(part, name))
     if not inputs.is_floating_point():
@@ -143,8 +185,13 @@ def _read(part: Any, name: str) -> tuple[Any, Any]:
     if isinstance(part, torch.utils.data.DataLoader):
         if not isinstance(part.sampler, torch.utils.data.SequentialSampler):
             raise InfluxError(f"{name} is a loader that shuffles, so positions would mean nothing: give its dataset, {name}.dataset.")
+        if part.collate_fn not in (default_collate, default_convert) or part.drop_last:
+            raise InfluxError(
+                f"{name} is a loader with a collate_fn of its own, or one that drops the last batch: give the tensors that it makes, or a "
+                "Dataset that gives them one example at a time."
+            )
         part = part.dataset
-    if isinstance(part, torch.utils.data.TensorDataset):
+    if type(part) is torch.utils.data.TensorDataset:  # one of its kind may change what it gives
         part = part.tensors
     if isinstance(part, torch.utils.data.Dataset):
         rows = [part[at] for at in range(len(part))]  # type: ignore[arg-type]
@@ -155,7 +202,8 @@ def _read(part: Any, name: str) -> tuple[Any, Any]:
 
 
 def _tensor(values: Any) -> Tensor:
-    return values.detach() if isinstance(values, Tensor) else torch.as_tensor(np.asarray(values))
+    made = values.detach() if isinstance(values, Tensor) else torch.as_tensor(np.asarray(values))
+    return made.clone() if made.is_inference() else made  # or nothing could be differentiated
 
 
 def check_separate(objective: Objective, outputs: Float[Tensor, "n out"], targets: Shaped[Tensor, " n *target"]) -> None:

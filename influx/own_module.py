@@ -63,11 +63,11 @@ def width_of(module: nn.Module, inputs: Tensor) -> int:
     """Of the output for one example.
 
     Raises:
-        InfluxError: the module does not take the inputs, or gives no row of numbers an example.
+        InfluxError: the module does not take the inputs, gives no row of numbers an example, or other ones each time.
     """
     try:
         with torch.no_grad():
-            made = module(inputs[:2])
+            made, again = module(inputs[:2]), module(inputs[:2])
     except (RuntimeError, ValueError) as error:
         raise InfluxError(
             f"model does not take these inputs, {tuple(inputs.shape[1:])} an example: {str(error).splitlines()[0]}"
@@ -75,6 +75,10 @@ def width_of(module: nn.Module, inputs: Tensor) -> int:
     if not isinstance(made, Tensor) or made.ndim != 2 or len(made) != len(inputs[:2]):
         said = tuple(made.shape) if isinstance(made, Tensor) else type(made).__name__
         raise InfluxError(f"model must give outputs of shape [n, out]; for {len(inputs[:2])} examples it gave {said}.")
+    if not torch.allclose(made, again, rtol=1e-3, atol=1e-3 * float(made.abs().nan_to_num().max()), equal_nan=True):
+        raise InfluxError(
+            "model draws at random in evaluation mode: it gave two outputs for one input. Draw only where self.training is true."
+        )
     return made.shape[1]
 
 

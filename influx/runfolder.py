@@ -75,11 +75,9 @@ class RunFolder:
         return found
 
     def start(self, command: str, config: Mapping[str, Any], overrides: list[str]) -> None:
-        """Open the record. Results that an earlier run left in the same folder are removed, so that one folder holds one run."""
-        if (self.path / "run.json").exists():
-            for name in RESULTS:
-                for file in [name, *(name.replace(".png", kind) for kind in (".pdf", ".svg"))]:
-                    (self.path / file).unlink(missing_ok=True)
+        """Open the record. Results that an earlier run left in the same folder are removed, so that one folder holds one run; not before
+        the record says that it is running, or a run killed in between would leave one that says that it has finished."""
+        again = (self.path / "run.json").exists()
         self.record |= {
             "command": command,
             "overrides": overrides,
@@ -94,9 +92,13 @@ class RunFolder:
             "stage_seconds": {},
             "reused": [],
             "warnings": [],
+            "files": [],
             "status": "running",
         }
         self.write_record()
+        for name in RESULTS if again else ():
+            for file in [name, *(name.replace(".png", kind) for kind in (".pdf", ".svg"))]:
+                (self.path / file).unlink(missing_ok=True)
 
     def write_record(self) -> None:
         write_whole(self.path / "run.json", (json.dumps(self.record, indent=2, default=str) + "\n").encode())
@@ -122,27 +124,36 @@ class RunFolder:
         log.warning("warning: %s", message)
 
     def csv(self, name: str, table: pd.DataFrame) -> None:
-        write_whole(self.path / name, table.to_csv(index=False).encode())
+        self._write(name, table.to_csv(index=False).encode())
 
     def text(self, name: str, content: str) -> None:
-        write_whole(self.path / name, content.encode())
+        self._write(name, content.encode())
 
     def arrays(self, name: str, **arrays: np.ndarray) -> None:
         buffer = io.BytesIO()
         np.savez(buffer, **arrays)  # type: ignore[arg-type]
-        write_whole(self.path / name, buffer.getvalue())
+        self._write(name, buffer.getvalue())
 
     def parameters(self, name: str, tensors: Mapping[str, torch.Tensor]) -> None:
-        write_whole(self.path / name, save({key: value.detach().cpu().contiguous() for key, value in tensors.items()}))
+        self._write(name, save({key: value.detach().cpu().contiguous() for key, value in tensors.items()}))
+
+    def _write(self, name: str, content: bytes) -> None:
+        write_whole(self.path / name, content)
+        files = self.record.setdefault("files", [])
+        if name not in files:
+            files.append(name)
 
 
 def is_finished(path: Path, config: Mapping[str, Any]) -> bool:
-    """Whether the folder holds a finished run of this configuration: by this code, with the user's own classes and files as they are."""
+    """Whether the folder holds a finished run of this configuration and all its results: by this code, with the user's own classes and
+    files as they are."""
     try:
         record = RunFolder.read(path)
     except (OSError, ValueError):
         return False
     if record.get("status") != "finished" or record.get("config_digest") != digest(config):
+        return False
+    if not all((path / name).is_file() for name in record.get("files", ["all of them"])):  # a record without a list is an older one
         return False
     return record.get("source") == source_digest() and record.get("surroundings") == surroundings(config)
 

@@ -21,6 +21,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
+from influx.composing import typed
 from influx.configuration import quoted
 
 log = logging.getLogger("influx")
@@ -35,7 +36,7 @@ class Resume(Callback):
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         own = Path(config.hydra.sweep.dir)
-        if any(word.lstrip("+").startswith("hydra.sweep.dir=") for word in config.hydra.overrides.hydra):
+        if any(word.lstrip("+").startswith("hydra.sweep.dir=") for word in typed(config.hydra.overrides.hydra)):
             if not _hold(own):
                 print(f"influx: another process is working in {own}: wait for it, or choose another hydra.sweep.dir=...", file=sys.stderr)
                 raise SystemExit(2)
@@ -72,12 +73,12 @@ def release() -> None:
 
 def _earlier(config: DictConfig) -> Path | None:
     """The newest folder beside the one of this sweep that holds the same sweep, begun by the same code."""
-    parent = Path(config.hydra.sweep.dir).parent
+    parent, asked = Path(config.hydra.sweep.dir).parent, _words(typed(config.hydra.overrides.task))
     begun = sorted(parent.glob("*/multirun.yaml"), key=lambda file: file.stat().st_mtime_ns, reverse=True)
     for file in begun[:LATEST]:
         try:
             hydra = yaml.load(file.read_text(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))["hydra"]
-            same = hydra["job"]["config_name"] == config.hydra.job.config_name and _words(hydra) == _words(config.hydra)
+            same = hydra["job"]["config_name"] == config.hydra.job.config_name and _words(hydra["overrides"]["task"]) == asked
         except (OSError, yaml.YAMLError, KeyError, TypeError):
             continue
         if same:
@@ -85,9 +86,9 @@ def _earlier(config: DictConfig) -> Path | None:
     return None
 
 
-def _words(hydra: Any) -> list[str]:
+def _words(task: list[Any]) -> list[str]:
     """What was typed, but for the keys that no number depends on."""
-    return [str(word) for word in hydra["overrides"]["task"] if str(word).lstrip("+~").partition("=")[0] not in NO_MATTER]
+    return [str(word) for word in task if str(word).lstrip("+~").partition("=")[0] not in NO_MATTER]
 
 
 def _records(folder: Path) -> Iterator[dict[str, Any]]:

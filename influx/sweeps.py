@@ -37,11 +37,11 @@ WIDE = 50.0  # ratio of a swept number's largest to smallest value from which it
 WIDTH = 120  # of the screen's table in a log
 
 
-def join(folder: Path) -> None:
-    """Write the summary of the sweep in `folder` and print its headline; nothing when there is no job."""
+def join(folder: Path) -> int:
+    """Write the summary of the sweep in `folder` and print its headline; nothing when there is no job. How many jobs are not finished."""
     jobs = read(folder)
     if not jobs:
-        return
+        return 0
     table = joined(jobs)
     ranked = headline(table)
     averaged = over_seeds(ranked)
@@ -57,6 +57,7 @@ def join(folder: Path) -> None:
         print("\n".join(_about_seeds(ranked, averaged)))
     print("\n".join(failures(ranked)), end="\n" if failures(ranked) else "")
     print(f"summary: {folder / 'summary.csv'}")
+    return sum(job.status != "finished" for job in jobs)
 
 
 # ---------------------------------------------------------------------------------------------------------------- joining

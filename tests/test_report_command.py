@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.stats
+import torch
 from conftest import Run, call
 from PIL import Image
 from reports import JOBS, Element, cells, data_of, make_runs, parsed
@@ -264,6 +265,17 @@ def test_the_words_of_a_run_make_it_again(runs: dict[str, Path], page: Element, 
     assert ran.status == 0
     first, again = (pd.read_csv(folder / "correlations.csv") for folder in (runs["sweep"] / "0", tmp_path / "again"))
     pd.testing.assert_frame_equal(first, again)
+
+
+def test_a_run_made_in_python_has_no_command_line(tmp_path: Path) -> None:
+    x, y = (
+        torch.as_tensor(part[:40:4], dtype=dtype) for part, dtype in zip(load_iris(return_X_y=True), (torch.float32, None), strict=True)
+    )
+    influx.estimate(torch.nn.Linear(4, 3), "cross_entropy", (x, y), (x, y), method="loss", folder=tmp_path / "mine")
+    assert call("report", "mine", "out=out", cwd=tmp_path).status == 0
+    made = parsed(tmp_path / "out/report.html")
+    assert made.all("pre")[0].text == "influx.estimate(...) in Python"
+    assert cells(made, "runs")[0]["repeat"] == "only in Python, with the data and model that it was given"
 
 
 def test_runs_without_a_result_are_listed_with_their_reason(page: Element) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import linecache
 import os
 import signal
 import subprocess
@@ -16,6 +17,7 @@ from conftest import TINY, Ran, call
 from filelock import FileLock
 
 from influx.provenance import surroundings
+from influx.runfolder import RunFolder
 
 ASKED = ("method=loss,random", "dataset.split_seed=0,1")
 
@@ -62,6 +64,32 @@ def test_only_what_is_missing_runs(done: Path) -> None:
     assert after["1"] != "before"
     assert after["3"] != "before"
     assert list(pd.read_csv(folder / "summary.csv").groupby("job").status.first()) == ["finished"] * 4
+
+
+def test_a_run_whose_results_are_gone_is_not_finished(done: Path) -> None:
+    (folder,) = folders(done)
+    (folder / "1" / "correlations.csv").unlink()
+    before = begun(folder)
+    for job in before:
+        file = folder / job / "run.json"
+        file.write_text(json.dumps({**json.loads(file.read_text()), "started": "before"}))
+    assert sweep(done).status == 0
+    assert {job for job, when in begun(folder).items() if when != "before"} == {"1"}
+    assert (folder / "1" / "correlations.csv").is_file()
+
+
+def test_results_go_only_when_the_record_says_running(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed in between, a folder must not say that it has finished."""
+    (tmp_path / "run.json").write_text('{"status": "finished"}')
+    (tmp_path / "influence.npz").write_bytes(b"")
+
+    def killed(path: Path, missing_ok: bool) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "unlink", killed)
+    with pytest.raises(KeyboardInterrupt):
+        RunFolder(tmp_path).start("validate", {"seed": 0, "dtype": "float32"}, [])
+    assert RunFolder.read(tmp_path)["status"] == "running"
 
 
 @pytest.mark.parametrize("field", ["config_digest", "source", "surroundings"])
@@ -119,7 +147,8 @@ def test_a_sweep_that_is_killed_goes_on(tmp_path: Path) -> None:
 
 def test_what_surrounds_a_run_is_its_files_and_the_users_classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(tmp_path)
-    (tmp_path / "surrounded.py").write_text("class Mine:\n    factor = 1\n")
+    (tmp_path / "surrounded.py").write_text("from surrounded_by import helper\n\nclass Mine:\n    factor = 1\n")
+    (tmp_path / "surrounded_by.py").write_text("def helper():\n    return 2\n")
     (tmp_path / "rows.csv").write_text("a\n1\n")
     config = {
         "dataset": {"path": str(tmp_path / "rows.csv")},
@@ -130,10 +159,18 @@ def test_what_surrounds_a_run_is_its_files_and_the_users_classes(tmp_path: Path,
     (tmp_path / "rows.csv").write_text("a\n1\n2\n")
     second = surroundings(config)
     assert second != first
-    (tmp_path / "surrounded.py").write_text("class Mine:\n    factor = 22\n")
-    sys.modules.pop("surrounded")
-    import linecache
-
-    linecache.clearcache()
-    assert surroundings(config) != second
+    stamp = (tmp_path / "rows.csv").stat()
+    (tmp_path / "rows.csv").write_text("a\n1\n3\n")
+    os.utime(tmp_path / "rows.csv", ns=(stamp.st_atime_ns, stamp.st_mtime_ns))  # of the same size and time
+    third = surroundings(config)
+    assert third != second
+    for name, text in (
+        ("surrounded", "from surrounded_by import helper\n\nclass Mine:\n    factor = 22\n"),
+        ("surrounded_by", "def helper():\n    return 3\n"),
+    ):
+        (tmp_path / f"{name}.py").write_text(text)
+        sys.modules.pop(name)
+        linecache.clearcache()
+        assert surroundings(config) != third
+        third = surroundings(config)
     assert surroundings({"dataset": {"path": "x\0y"}, "seed": 0}) == surroundings({"seed": 0})

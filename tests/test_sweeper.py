@@ -31,3 +31,20 @@ def test_values_can_be_swept_from_a_file(tmp_path: Path) -> None:
     ran = call("train", "-m", *TINY["train"], "hydra.sweeper.params={seed:'0,1'}", "hydra.sweep.dir=swept", cwd=tmp_path)
     assert ran.status == 0, ran.err
     assert list(pd.read_csv(tmp_path / "swept/summary.csv")["seed"]) == [0, 1]
+
+
+def test_folders_can_be_named_by_what_is_swept(tmp_path: Path) -> None:
+    """Words that refer to settings are kept as they were typed, so the same sweep is found again."""
+    words = ("validate", "-m", *TINY["validate"], "method=loss,random", "hydra.sweep.subdir=m_${hydra:runtime.choices.method}")
+    assert call(*words, cwd=tmp_path).status == 0
+    (folder,) = (tmp_path / "outputs/validate/sweeps").iterdir()
+    assert {file.parent.name for file in folder.glob("*/run.json")} == {"m_loss", "m_random"}
+    assert "its 2 finished jobs are not run again" in call(*words, cwd=tmp_path).out
+
+
+def test_two_jobs_cannot_have_one_folder(tmp_path: Path) -> None:
+    ran = call("train", "-m", *TINY["train"], "seed=0,1", "training.epochs=2,3", "hydra.sweep.subdir=s${seed}", cwd=tmp_path)
+    assert ran.status == 2
+    assert "hydra.sweep.subdir gives two jobs the folder s0: " in ran.err
+    assert "Name in it each key that is swept, or ${hydra.job.num}." in ran.err
+    assert not list(tmp_path.rglob("run.json"))

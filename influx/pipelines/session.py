@@ -137,7 +137,28 @@ def check_targets(experiment: Experiment, chosen: str) -> None:
     aims = Aims(module, state, state, objective, part)  # of an untrained model: sizes alone count
     few = data.test_inputs[:1], data.test_targets[:1]
     with torch.no_grad():
+        check_losses(objective, module, data)
         experiment.measurement.value(module(few[0]), aims.of_measurement(experiment.measurement, few), objective)
+
+
+def check_losses(objective: Objective, module: torch.nn.Module, data: Data) -> None:
+    """Raise `InfluxError` unless a supervised objective gives two examples two losses: targets [n, 1] would be spread over n."""
+    if isinstance(objective, Unlabelled) or data.n_train < 2:
+        return
+    outputs, targets = module(data.train_inputs[:2]), data.train_targets[:2]
+    try:
+        made = tuple(objective.loss(outputs, targets).shape)
+    except RuntimeError as error:
+        raise InfluxError(_unfit(objective, outputs, targets)) from error
+    if made != (2,):
+        raise InfluxError(_unfit(objective, outputs, targets))
+
+
+def _unfit(objective: Objective, outputs: torch.Tensor, targets: torch.Tensor) -> str:
+    return (
+        f"{type(objective).__name__} gives no loss an example here: for 2 examples the outputs are of shape {tuple(outputs.shape)}, the "
+        f"targets of shape {tuple(targets.shape)}. Squared error takes one output, and all take one target an example."
+    )
 
 
 def check_batches(experiment: Experiment, module: torch.nn.Module) -> None:

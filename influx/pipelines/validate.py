@@ -184,4 +184,5 @@ def _say(session: Session, table: pd.DataFrame, truth: Truth, retraining: Retrai
         "control: %s with nothing left out moves the measurement by at most %.2g alone, %.2g among the others", _doing(retraining),
         control.largest_measurement_change, control.largest_measurement_change_in_stacks,
     )  # fmt: skip
-    log.info("scatter plot: %s", session.folder.path / "scatter.png")
+    if session.config["pictures"]:
+        log.info("scatter plot: %s", session.folder.path / "scatter.png")

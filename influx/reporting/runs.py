@@ -55,14 +55,23 @@ class Reported:
         return self.job.record
 
     @property
+    def in_python(self) -> bool:
+        """Whether it was made by `influx.estimate` or `influx.validate`, with data and a model that no command line names."""
+        return set(self.config.get("dataset") or ()) == {"own"}
+
+    @property
     def words(self) -> str:
         """The command line that makes this run again with today's defaults."""
         command = self.record.get("command") or self.config.get("command") or "validate"
+        if self.in_python:
+            return f"influx.{command}(...) in Python"
         return f"influx {shlex.join([str(command), *self.given])}"
 
     @property
     def again(self) -> str:
         """The command that repeats this run with its own configuration."""
+        if self.in_python:
+            return "only in Python, with the data and model that it was given"
         return f"influx rerun {shlex.quote(self.folder)}"
 
     @property
