@@ -77,8 +77,8 @@ def test_gradients_that_the_caller_switched_off_are_on_inside() -> None:
     with torch.inference_mode():
         quieter = influences((X * 1, Y * 1))
         assert torch.is_inference_mode_enabled()
-    assert np.array_equal(quiet, influences())
-    assert np.array_equal(quieter, influences())
+    np.testing.assert_allclose(quiet, influences(), rtol=1e-9)  # sums of a few tens of terms in float64, in another order
+    np.testing.assert_allclose(quieter, influences(), rtol=1e-9)
 
 
 @pytest.mark.parametrize(

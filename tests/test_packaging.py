@@ -34,7 +34,7 @@ def test_the_wheel_has_every_module_setting_and_data_file(wheel: Path) -> None:
     shipped = set(zipfile.ZipFile(wheel).namelist())
     kinds = (".py", ".csv", ".css", ".js")
     modules = {str(file.relative_to(REPOSITORY)) for file in (REPOSITORY / "influx").rglob("*") if file.suffix in kinds}
-    modules.add("hydra_plugins/influx_sweeper.py")
+    modules |= {f"hydra_plugins/{file.name}" for file in (REPOSITORY / "hydra_plugins").glob("*.py")}
     settings = {f"influx/{file.relative_to(REPOSITORY)}" for file in (REPOSITORY / "conf").rglob("*.yaml")}
     assert "influx/datasets/concrete.csv" in modules
     assert "influx/conf/method/exact.yaml" in settings

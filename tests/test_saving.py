@@ -45,6 +45,12 @@ def test_png_always_and_what_is_asked_for(tmp_path: Path, kinds: object, files: 
     assert first == second  # bytes: no date, no random name
 
 
+def test_a_pdf_leaves_no_lines_in_a_runs_log(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO"):
+        written(tmp_path / "a", ["pdf", "svg"])
+    assert caplog.records == []
+
+
 def test_text_stays_text(tmp_path: Path) -> None:
     made = written(tmp_path / "a", ["pdf", "svg"])
     assert b">12 pairs<" in made["svg"]

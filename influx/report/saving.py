@@ -6,6 +6,7 @@ find and change it. The file says what it shows, in words: PNG's Description, PD
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -31,6 +32,7 @@ def formats(more: bool | Sequence[str] | None) -> Iterator[None]:
 
 def save(figure: Figure, path: str | Path) -> None:
     """Write the figure to `path`, a PNG, and beside it in the other formats that are wanted."""
+    logging.getLogger("fontTools.subset").setLevel(logging.WARNING)  # or each PDF puts some sixty lines into the run's log
     said = in_words(figure)
     metadata: dict[str, dict[str, Any]] = {
         "png": {"Description": said},
