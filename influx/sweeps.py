@@ -34,6 +34,8 @@ NUMBERS = ["value", "ci_low", "ci_high", "noise_ceiling", "ceiling_low", "ceilin
 NAMES = {"spearman": "Spearman", "roc_auc": "ROC AUC"}
 MOST_PANELS, MOST_LINES, MOST_ROWS = 9, 5, 60  # that a figure can show
 WIDE = 50.0  # ratio of a swept number's largest to smallest value from which its axis is logarithmic
+SAID = 10  # jobs and values that a line names
+COUNTED = {"n_removed": "removals", "n_test": "test examples", "n_seeds": "retraining seeds"}
 WIDTH = 120  # of the screen's table in a log
 
 
@@ -134,6 +136,7 @@ def headline(table: pd.DataFrame) -> pd.DataFrame:
     ranked.attrs = {
         "keys": varied or [name for name in columns[1:end] if name == "method"],
         "headline": (known[0] if known else SPEARMAN) if same else {"statistic": "value", "label": "each job's own headline"},
+        "counts": _counts(ranked[ranked["value"].notna()]),
     }
     return ranked
 
@@ -153,12 +156,25 @@ def lines(ranked: pd.DataFrame) -> Table:
 
 
 def failures(ranked: pd.DataFrame) -> list[str]:
-    """A line for each job that did not finish: its number, what it was asked, and why."""
-    failed = ranked[ranked["status"] != "finished"]
-    return [
-        f"job {row['job']} ({', '.join(f'{key}={_text(row[key])}' for key in ranked.attrs['keys'])}) {row['status']}"
-        for row in failed.to_dict("records")
-    ]
+    """The jobs that did not finish: their numbers, what they were asked, and why; each reason once."""
+    return [_failed(part, ranked.attrs["keys"]) for _, part in ranked[ranked["status"] != "finished"].groupby("status", sort=False)]
+
+
+def _failed(part: pd.DataFrame, keys: list[str]) -> str:
+    """A line for the jobs that ended for one reason."""
+    numbers = sorted(dict.fromkeys(part["job"]))
+    values = {key: list(dict.fromkeys(map(_text, part[key]))) for key in keys}
+    asked = ", ".join(f"{key}={'|'.join(found[:SAID])}{'|...' if len(found) > SAID else ''}" for key, found in values.items())
+    more = "s" if len(numbers) > 1 else ""
+    return f"job{more} {', '.join(map(str, numbers[:SAID]))}{', ...' if len(numbers) > SAID else ''} ({asked}) {part['status'].iloc[0]}"
+
+
+def _counts(table: pd.DataFrame) -> list[str]:
+    """How much the values rest on: `50 removals, 30 to 114 test examples, 4 retraining seeds`."""
+    known = {name: table[name].dropna().astype(int) for name in COUNTED if name in table}
+    spans = {name: dict.fromkeys([found.min(), found.max()]) for name, found in known.items() if len(found)}
+    said = ", ".join(f"{' to '.join(map(str, span))} {COUNTED[name]}" for name, span in spans.items())
+    return [said] if said else []
 
 
 def _repeated(averaged: pd.DataFrame) -> str:
@@ -250,8 +266,8 @@ def draw(ranked: pd.DataFrame, path: Path, about: str) -> None:
     said = ranked.attrs.get("headline", SPEARMAN)
     what = "agreement with the truth" if said == SPEARMAN else said["label"]
     title, ceilings = f"{about}: {what}" if about else what, said == SPEARMAN
-    if "n_jobs" in ranked:
-        title += f" ({_repeated(ranked)})"
+    beside = [*ranked.attrs.get("counts", ()), *([_repeated(ranked)] if "n_jobs" in ranked else ())]
+    title += f" ({'; '.join(beside)})" if beside else ""
     table = ranked.assign(**{key: ranked[key].map(_text) for key in keys})
     numeric = [key for key in keys if key not in (*REPEATS, *IDENTITY) and pd.to_numeric(table[key], errors="coerce").notna().all()]
     others = [key for key in keys if key not in numeric]

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import math
 from pathlib import Path
 
 import numpy as np
@@ -70,7 +71,7 @@ def test_failed_jobs_are_in_it_with_their_reason(methods: tuple[Ran, Path]) -> N
     assert list(failed["method"]) == ["nearest", "random", "loss"]
     assert failed["value"].isna().all()
     assert failed["status"].str.match(r"failed: the training part of digits \(3 examples\) has no example of class").all()
-    assert "job 3 (method=random, dataset.train_size=3) failed: the training part" in ran.out
+    assert "jobs 1, 3, 5 (method=nearest|random|loss, dataset.train_size=3) failed: the training part" in ran.out
     assert "- job 3 (method=random, dataset.train_size=3) failed: the training part" in (folder / "summary.md").read_text()
     assert ran.err.splitlines()[-1].startswith("influx: the training part of digits")
 
@@ -220,6 +221,16 @@ def test_headline_ranks_by_value_and_keeps_what_failed_last(tmp_path: Path) -> N
     assert list(ranked["job"]) == [2, 3, 0, 1]
     assert ranked.attrs["keys"] == ["seed"]
     assert sweeps.failures(ranked) == ["job 1 (seed=1) failed: x"]
+
+
+def test_counts_are_said_as_a_span_and_reasons_once(tmp_path: Path) -> None:
+    table = pd.DataFrame({"job": range(14), "method": list("ababababababab"), "status": ["finished"] * 2 + ["failed: x"] * 12})
+    table = table.assign(
+        statistic="spearman", value=[0.1, 0.2, *[math.nan] * 12], n_removed=[50, 50, *[math.nan] * 12], n_test=[3, 9, *[1] * 12]
+    )
+    ranked = sweeps.headline(table[["job", "method", "statistic", "value", "n_removed", "n_test", "status"]].assign(seconds=0.0))
+    assert ranked.attrs["counts"] == ["50 removals, 3 to 9 test examples"]
+    assert sweeps.failures(ranked) == ["jobs 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, ... (method=a|b) failed: x"]
 
 
 # ----------------------------------------------------------------------------------------------------------------- figures
