@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
-import math
 from pathlib import Path
 
 import numpy as np
@@ -72,7 +72,9 @@ def test_failed_jobs_are_in_it_with_their_reason(methods: tuple[Ran, Path]) -> N
     assert failed["value"].isna().all()
     assert failed["status"].str.match(r"failed: the training part of digits \(3 examples\) has no example of class").all()
     assert "jobs 1, 3, 5 (method=nearest|random|loss, dataset.train_size=3) failed: the training part" in ran.out
-    assert "- job 3 (method=random, dataset.train_size=3) failed: the training part" in (folder / "summary.md").read_text()
+    assert (
+        "- jobs 1, 3, 5 (method=nearest|random|loss, dataset.train_size=3) failed: the training part" in (folder / "summary.md").read_text()
+    )
     assert ran.err.splitlines()[-1].startswith("influx: the training part of digits")
 
 
