@@ -111,9 +111,13 @@ def load(path: str | Path) -> Run | Sweep:
 
 def _inside(folder: Path) -> str:
     """The newest run or sweep below a folder that holds several."""
-    found = [file for name in ("run.json", "multirun.yaml") for file in (*folder.glob(f"*/{name}"), *folder.glob(f"*/*/{name}"))]
+    places = ("*", "*/*", "*/*/*")  # outputs/validate/runs/<time> from any of its parents
+    found = [file for name in ("run.json", "multirun.yaml") for place in places for file in folder.glob(f"{place}/{name}")]
     newest = max(found, key=lambda file: file.stat().st_mtime, default=None)
-    return f" The newest inside it is {newest.parent}." if newest else ""
+    if newest is None:
+        return ""
+    whole = newest.parent.parent if (newest.parent.parent / "multirun.yaml").is_file() else newest.parent  # a job belongs to its sweep
+    return f" The newest inside it is {whole}."
 
 
 def _number(folder: Path) -> int:

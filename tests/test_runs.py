@@ -236,6 +236,15 @@ def test_a_folder_that_is_no_run(validated: Ran, tmp_path: Path) -> None:
         influx.load(validated.folder / "run.json")
 
 
+def test_a_job_of_a_sweep_is_named_by_its_sweep(tmp_path: Path) -> None:
+    job = tmp_path / "validate/sweeps/today/0"
+    job.mkdir(parents=True)
+    (job.parent / "multirun.yaml").write_text("")
+    (job / "run.json").write_text("{}")
+    with pytest.raises(InfluxError, match=rf"The newest inside it is {re.escape(str(job.parent))}\.$"):
+        influx.load(tmp_path)
+
+
 def test_what_is_loaded_is_read_when_it_is_asked_for() -> None:
     said = "import sys, influx; found = 'pandas' in sys.modules; influx.load; print(found, 'torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", said], capture_output=True, text=True, check=True)
