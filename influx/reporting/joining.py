@@ -39,9 +39,10 @@ def join(paths: Sequence[Path], out: Path, title: str, examples: bool) -> None:
         means = over_seeds(known)
         sweeps.draw(known if means is None else means, picture, sweeps.common([one.job for one in runs]))
     write_whole(out / "report.html", text.encode())
-    for one in runs:
-        if not one.finished:
-            print(f"run {one.number} ({one.folder}) {one.status}")
+    for reason in dict.fromkeys(one.status for one in runs if not one.finished):
+        ended = [one for one in runs if one.status == reason]
+        numbers = ", ".join(str(one.number) for one in ended)
+        print(f"run{'s' if len(ended) > 1 else ''} {numbers} ({ended[0].folder}{', ...' if len(ended) > 1 else ''}) {reason}")
     for note in notes:
         print(note)
     done = sum(one.finished for one in runs)
