@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 from influx.errors import InfluxError, nearest
@@ -63,6 +64,12 @@ def main() -> int:
     except InfluxError as error:
         print(f"influx: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # the reader of our output has seen enough; nothing is left to flush at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        print("influx: interrupted.", file=sys.stderr)
+        return 130
 
 
 def _run(command: str, arguments: list[str]) -> int:

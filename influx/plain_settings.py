@@ -1,4 +1,4 @@
-"""`key=value` words of the commands that are not Hydra's: `influx store`, `influx doctor`."""
+"""`key=value` words of the commands that are not Hydra's: `influx store`, `influx doctor`, `influx report`."""
 
 from __future__ import annotations
 

@@ -119,14 +119,7 @@ def command(words: Sequence[str]) -> int:
         raise InfluxError(f"one action at a time: {' or '.join(actions)}.")
     run, own = ACTIONS[actions[0]]
     chosen = settings([word for word in words if "=" in word], RULES, ("store.dir", *FILTERS, *own))
-    try:
-        return run(Path(chosen.get("store.dir", DEFAULT)), chosen)
-    except BrokenPipeError:  # the reader of our output has seen enough; nothing is left to flush at exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except KeyboardInterrupt:
-        print("influx: interrupted.", file=sys.stderr)
-        return 130
+    return run(Path(chosen.get("store.dir", DEFAULT)), chosen)
 
 
 def _look(root: Path, settings: Mapping[str, Any]) -> tuple[list[Entry], list[Entry]]:

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from influx.errors import InfluxError, nearest
+from influx.errors import InfluxError
+from influx.plain_settings import settings
 from influx.rule_kinds import FLAG, TEXT, Rule
 
 USAGE = """influx report: join finished runs into one table, one figure and one HTML page
@@ -44,30 +45,20 @@ def command(words: Sequence[str]) -> int:
     if {"-h", "--help"} & {*words}:
         print(USAGE, end="")
         return 0
-    paths, settings = _read(words)
-    out = Path(settings.get("out", f"outputs/report/{time.strftime('%Y-%m-%d_%H-%M-%S')}"))
+    paths, chosen = _read(words)
+    out = Path(chosen.get("out", f"outputs/report/{time.strftime('%Y-%m-%d_%H-%M-%S')}"))
     if out.exists() and not out.is_dir():
         raise InfluxError(f"out={out} is a file: choose a folder.")
     from influx.reporting.joining import join
 
-    join(paths, out, str(settings.get("title", TITLE)), settings.get("examples", True))
+    join(paths, out, str(chosen.get("title", TITLE)), chosen.get("examples", True))
     return 0
 
 
 def _read(words: Sequence[str]) -> tuple[list[Path], dict[str, Any]]:
     """Folders and settings. A folder may have an = in its name, as those of sweeps can."""
-    paths, settings = [], {}
-    for word in words:
-        key, equals, text = word.partition("=")
-        if not equals or (key not in RULES and Path(word).exists()):
-            paths.append(Path(word))
-            continue
-        if key not in RULES:
-            raise InfluxError(f"there is no key '{key}' here; there are {', '.join(RULES)}.{nearest(key, RULES)}")
-        value = {"true": True, "false": False}.get(text, text) if RULES[key] is FLAG else text
-        if not RULES[key].accepts(value):
-            raise InfluxError(f"{word} is not possible: it must be {RULES[key].wanted}.")
-        settings[key] = value
+    paths = [word for word in words if "=" not in word or (word.partition("=")[0] not in RULES and Path(word).exists())]
+    chosen = settings([word for word in words if word not in paths], RULES)
     if not paths:
         raise InfluxError("report needs a run folder or a sweep folder: influx report outputs/validate/sweeps/...")
-    return paths, settings
+    return [Path(path) for path in paths], chosen
