@@ -39,6 +39,7 @@ def launch(command: str, arguments: list[str]) -> int:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises its errors instead of printing them, and they are shown here
     _traceback_wanted.set(wanted_full)
     before, sys.argv = sys.argv, ["influx", *arguments]
+    loud, logging.raiseExceptions = logging.raiseExceptions, False  # a reader who has seen enough costs no traceback a line, and no run
     try:
         try:
             hydra.main(version_base="1.3", config_path=str(conf), config_name=command)(job)()
@@ -59,7 +60,7 @@ def launch(command: str, arguments: list[str]) -> int:
         print("influx: interrupted; finished results are in the store, and the same command goes on from there.", file=sys.stderr)
         return 130
     finally:
-        sys.argv = before
+        sys.argv, logging.raiseExceptions = before, loud
         if not wanted_full:
             del os.environ["HYDRA_FULL_ERROR"]
 
@@ -176,6 +177,8 @@ def _summarise() -> int:
 
     try:
         return sweeps.join(folder)
+    except BrokenPipeError:  # all is written by then
+        raise
     except (InfluxError, OSError, ValueError) as error:  # the jobs' own results are there
         print(f"influx: the sweep's summary could not be written: {error}", file=sys.stderr)
         return 0

@@ -54,7 +54,10 @@ def join(folder: Path) -> int:
     if _compared(ranked):
         with formats(yaml.safe_load(jobs[0].asked.get("pictures", "true"))):
             _picture(jobs, ranked, averaged, folder / "summary.png")
-    Console(width=None if sys.stdout.isatty() else WIDTH, highlight=False).print(lines(ranked if averaged is None else averaged))
+    screen = Console(width=None if sys.stdout.isatty() else WIDTH, highlight=False)
+    with screen.capture() as shown:  # rich itself would end the process where a reader stops early
+        screen.print(lines(ranked if averaged is None else averaged))
+    print(shown.get(), end="")
     if averaged is not None:
         print("\n".join(_about_seeds(ranked, averaged)))
     print("\n".join(failures(ranked)), end="\n" if failures(ranked) else "")

@@ -104,10 +104,14 @@ def test_answers_about_the_command_line_do_not_import_torch(tmp_path: Path, argu
     assert done.stdout.splitlines()[-1] == "False", done.stderr
 
 
-def test_a_reader_who_stops_early_is_no_error(tmp_path: Path) -> None:
-    command = f"{sys.executable} -m influx validate --help | head -n 1; echo ${{PIPESTATUS[0]}}"
+@pytest.mark.parametrize("words", [("--help",), TINY["validate"], ("-m", *TINY["validate"], "seed=0,1")], ids=["help", "run", "sweep"])
+def test_a_reader_who_stops_early_is_no_error(tmp_path: Path, words: tuple[str, ...]) -> None:
+    command = f"{sys.executable} -m influx validate {' '.join(words)} | head -n 1; echo ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert (done.stdout.splitlines()[-1], done.stderr) == ("0", "")
+    statuses = [json.loads(file.read_text())["status"] for file in tmp_path.rglob("run.json")]
+    assert set(statuses) <= {"finished"}
+    assert len(statuses) == {"--help": 0, "-m": 2}.get(words[0], 1)
 
 
 # ------------------------------------------------------------------------------------------------------------ completion
