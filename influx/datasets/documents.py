@@ -7,6 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
+from influx import rules
+from influx.datasets._pieces import pieces
 from influx.datasets.base import Dataset, Source
 from influx.errors import InfluxError
 
@@ -17,15 +19,20 @@ class Documents(Dataset):
 
     path: a text file in UTF-8 with one document a line, in the file's order; or a folder with one document in each .txt file, in the order
         of their names, folders inside it included. Empty lines and files keep their position and train nothing.
+    unit: of training: "document", "paragraph" (between empty lines of a file) or "sentence", in their order.
 
     Raises `InfluxError` when the path does not exist, or holds fewer than two documents.
     """
 
     path: str
+    unit: str = "document"
     standardize: bool = False
 
+    def __post_init__(self) -> None:
+        rules.check_fields("dataset", self)
+
     def read(self) -> Source:
-        texts = _read(Path(self.path))
+        texts, _ = pieces(_read(Path(self.path)), self.unit)
         if len([text for text in texts if text.strip()]) < 2:
             raise InfluxError(f"dataset.path={self.path} has fewer than two documents that are not empty: one a line, or one a .txt file.")
         return Source(np.zeros((len(texts), 1)), np.zeros(len(texts)), "regression", texts=texts)
