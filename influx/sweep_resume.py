@@ -35,22 +35,30 @@ class Resume(Callback):
     """Hydra asks before a sweep begins; what is changed here in its configuration counts."""
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
-        own = Path(config.hydra.sweep.dir)
-        if any(word.lstrip("+").startswith("hydra.sweep.dir=") for word in typed(config.hydra.overrides.hydra)):
-            if not _hold(own):
-                print(f"influx: another process is working in {own}: wait for it, or choose another hydra.sweep.dir=...", file=sys.stderr)
-                raise SystemExit(2)
-            return
-        found = None if config.get("fresh") else _earlier(config)
-        if found is not None and _hold(found):
-            print(f"the same sweep is in {found}: its {_done(found)} finished jobs are not run again (fresh=true would).")
-            with read_write(config), open_dict(config):
-                config.hydra.sweep.dir = str(found)
-                config.hydra.overrides.hydra.append(f"hydra.sweep.dir={quoted(str(found))}")  # jobs are composed anew from words
-            return
-        if found is not None:
-            print(f"the same sweep is being run by another process in {found}; this one has a folder of its own, {own}.")
-        _hold(own)
+        _place(config)
+        begun = Path(config.hydra.sweep.dir) / "multirun.yaml"
+        if not begun.exists():  # optuna's sweeper writes none
+            OmegaConf.save(config, begun)
+
+
+def _place(config: DictConfig) -> None:
+    """Choose the folder, and keep it for this process."""
+    own = Path(config.hydra.sweep.dir)
+    if any(word.lstrip("+").startswith("hydra.sweep.dir=") for word in typed(config.hydra.overrides.hydra)):
+        if not _hold(own):
+            print(f"influx: another process is working in {own}: wait for it, or choose another hydra.sweep.dir=...", file=sys.stderr)
+            raise SystemExit(2)
+        return
+    found = None if config.get("fresh") else _earlier(config)
+    if found is not None and _hold(found):
+        print(f"the same sweep is in {found}: its {_done(found)} finished jobs are not run again (fresh=true would).")
+        with read_write(config), open_dict(config):
+            config.hydra.sweep.dir = str(found)
+            config.hydra.overrides.hydra.append(f"hydra.sweep.dir={quoted(str(found))}")  # jobs are composed anew from words
+        return
+    if found is not None:
+        print(f"the same sweep is being run by another process in {found}; this one has a folder of its own, {own}.")
+    _hold(own)
 
 
 def _hold(folder: Path) -> bool:

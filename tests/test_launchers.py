@@ -18,6 +18,7 @@ import yaml
 from conftest import TINY, Ran, call
 from omegaconf import DictConfig, OmegaConf
 
+import influx
 from influx import app, launching
 
 SETTINGS = (*(word for word in TINY["validate"] if not word.startswith("resamples")), "resamples=20", "pictures=false")
@@ -239,6 +240,10 @@ def test_damping_is_tuned_on_removals_of_its_own(tmp_path: Path) -> None:
     assert summary.value.idxmax() == pytest.approx(best["best_params"]["method.damping"])
     assert summary.value.max() == pytest.approx(best["best_value"])
     assert sum("model" in record["reused"] for record in records(tmp_path)) == 3  # trained once
+    stamps = {file: file.stat().st_mtime_ns for file in tmp_path.glob("swept/*/influence.npz")}
+    assert call("validate", "-m", *SEARCH, "hydra.sweeper.n_trials=4", "pictures=false", "hydra.sweep.dir=swept", cwd=tmp_path).status == 0
+    assert {file: file.stat().st_mtime_ns for file in tmp_path.glob("swept/*/influence.npz")} == stamps  # the same search asks for the same
+    assert len(influx.load(tmp_path / "swept").runs) == 4
     reported = call("validate", *SEARCH[1:], "pictures=false", "loo=true", cwd=tmp_path)
     assert reported.status == 0, reported.err
     tuned, told = (np.load(folder / "ground_truth.npz")["train_index"] for folder in (tmp_path / "swept/0", reported.folder))
