@@ -52,7 +52,11 @@ class GridSweeper(Sweeper):
         refused = [(job, refusal) for job, refusal in zip(jobs, refusals, strict=True) if refusal is not None]
         for number, (job, refusal) in enumerate(refused, len(fitting)):
             self._note(folder / str(number), job, refusal)
-        results = list(self.launcher.launch(fitting, initial_job_idx=0)) if fitting else []
+        try:
+            results = list(self.launcher.launch(fitting, initial_job_idx=0)) if fitting else []
+        except BaseException:  # a process of the launcher's died: its jobs that have no folder yet are in the summary too
+            self._note_missing(folder, fitting)
+            raise
         for result in results:
             _ = result.return_value  # raises a failed job's error
         for _, refusal in refused:
@@ -72,23 +76,37 @@ class GridSweeper(Sweeper):
         assert self.config is not None
         if not any(word.startswith("hydra.sweep.subdir=") for word in typed(self.config.hydra.overrides.hydra)):
             return
-        hydra, taken = HydraConfig.instance(), dict[str, Sequence[str]]()
-        known = hydra.cfg
+        taken: dict[str, Sequence[str]] = {}
         for number, job in enumerate(jobs):
-            config = self.context.config_loader.load_sweep_config(self.config, list(job))
-            with open_dict(config):
-                config.hydra.job.id, config.hydra.job.num = f"{config.hydra.job.name}_{number}", number
-            hydra.set_config(config)
-            try:
-                name = str(config.hydra.sweep.subdir)
-            finally:
-                hydra.cfg = known
+            name = self._folder(number, job)
             if name in taken:
                 raise InfluxError(
                     f"hydra.sweep.subdir gives two jobs the folder {name}: {' '.join(taken[name])} and {' '.join(job)}. Name in it each "
                     "key that is swept, or ${hydra.job.num}."
                 )
             taken[name] = job
+
+    def _folder(self, number: int, job: Sequence[str]) -> str:
+        """The name of a job's folder."""
+        assert self.config is not None
+        hydra = HydraConfig.instance()
+        known = hydra.cfg
+        config = self.context.config_loader.load_sweep_config(self.config, list(job))
+        with open_dict(config):
+            config.hydra.job.id, config.hydra.job.num = f"{config.hydra.job.name}_{number}", number
+        hydra.set_config(config)
+        try:
+            return str(config.hydra.sweep.subdir)
+        finally:
+            hydra.cfg = known
+
+    def _note_missing(self, sweep: Path, jobs: Sequence[Sequence[str]]) -> None:
+        from influx import sweep_jobs
+
+        begun = sweep_jobs.folders(sweep)
+        for number, job in enumerate(jobs):
+            if number not in begun:
+                sweep_jobs.note_refusal(sweep / self._folder(number, job), job, "the sweep was stopped before it began", number)
 
     def _note(self, folder: Path, job: Sequence[str], refusal: Exception) -> None:
         from influx import app, sweep_jobs

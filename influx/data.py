@@ -95,6 +95,13 @@ class Data:
             test_targets=moved(self.test_targets),
         )
 
+    def shown_digest(self) -> str:
+        """SHA-256, in hexadecimal, of every field, texts too: it changes with anything that can be shown of an example."""
+        total = hashlib.sha256(self.digest().encode())
+        for text in (*self.texts, *self.test_texts):
+            total.update(f"{len(text)} {text}".encode(errors="replace"))
+        return total.hexdigest()
+
     def digest(self) -> str:
         """SHA-256, in hexadecimal, of every field but the texts: it changes with any number, position, name or number format."""
         total = hashlib.sha256()

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from influx import run_cards, run_files
+from influx import run_cards, run_files, sweep_jobs
 from influx.errors import InfluxError, nearest
 from influx.finished_run import Run
 
@@ -83,9 +83,7 @@ class Sweep:
 
     @cached_property
     def _jobs(self) -> dict[int, Run]:
-        found = {file.parent.parent for file in self.path.rglob(".hydra/overrides.yaml")}
-        found |= {file.parent for file in self.path.rglob("run.json")}
-        return dict(sorted((_number(folder), Run(folder)) for folder in found))
+        return {number: Run(folder) for number, folder in sweep_jobs.folders(self.path).items()}
 
     def _repr_html_(self) -> str:
         return run_cards.of_sweep(self.path.resolve(), self.swept, {number: run.status for number, run in self._jobs.items()})
@@ -118,10 +116,3 @@ def _inside(folder: Path) -> str:
         return ""
     whole = newest.parent.parent if (newest.parent.parent / "multirun.yaml").is_file() else newest.parent  # a job belongs to its sweep
     return f" The newest inside it is {whole}."
-
-
-def _number(folder: Path) -> int:
-    """A job's number, which is its folder's name unless hydra.sweep.subdir says otherwise."""
-    if folder.name.isdigit():
-        return int(folder.name)
-    return int(run_files.mapping(folder / ".hydra" / "hydra.yaml")["hydra"]["job"]["num"])

@@ -25,7 +25,7 @@ model. An estimate can be better at one than at the other.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -158,6 +158,22 @@ def interval_over_seeds(values: Float[np.ndarray, " n_seeds"]) -> tuple[float, f
     if len(values) < 2:
         return mean, math.nan, math.nan
     half = float(scipy.stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / math.sqrt(len(values)))
+    return mean, mean - half, mean + half
+
+
+def interval_over_crossed(levels: Sequence[Float[np.ndarray, " n_levels"]]) -> tuple[float, float, float]:
+    """Mean and 95 % interval of it over several crossed factors; `levels` are, for each factor, the means of its levels over the others.
+
+    Half-width t₀.₉₇₅,ν · √(Σ_f s_f² / n_f) with s_f the standard deviation of factor f's level means and ν one less than the fewest levels.
+    It counts the factors' interaction once for each, so it is rather too wide than too narrow; taking all combinations for independent
+    would be far too narrow where one factor does most. NaN ends where a factor has one level.
+    """
+    mean = float(np.mean(levels[0]))
+    fewest = min(len(level) for level in levels)
+    if fewest < 2:
+        return mean, math.nan, math.nan
+    error = math.sqrt(sum(float(np.var(level, ddof=1)) / len(level) for level in levels))
+    half = float(scipy.stats.t.ppf(0.975, fewest - 1) * error)
     return mean, mean - half, mean + half
 
 

@@ -54,22 +54,29 @@ def note_failure(folder: Path, error: Exception) -> None:
         write_whole(record, (json.dumps(said, indent=2) + "\n").encode())
 
 
-def note_refusal(folder: Path, words: Sequence[str], reason: str) -> None:
-    """A folder for a job that could not be composed: what it was asked, and why it was refused."""
+def note_refusal(folder: Path, words: Sequence[str], reason: str, number: int | None = None) -> None:
+    """A folder for a job that could not be composed, or never began: what it was asked, and why it did not run. Its number is its folder's
+    name unless it is said."""
     (folder / ".hydra").mkdir(parents=True, exist_ok=True)
+    if number is not None:
+        write_whole(folder / ".hydra" / "hydra.yaml", yaml.safe_dump({"hydra": {"job": {"num": number}}}).encode())
     write_whole(folder / ".hydra" / "overrides.yaml", yaml.safe_dump(list(words)).encode())
     write_whole(folder / "run.json", (json.dumps({"status": f"failed: {reason.splitlines()[0]}"}, indent=2) + "\n").encode())
 
 
 def read(folder: Path) -> list[Job]:
     """The jobs of a sweep by number. What an earlier sweep left in the same folder is not among them."""
-    begun = folder / "multirun.yaml"
-    asked = [file for file in folder.rglob(".hydra/overrides.yaml") if _newer(file, begun)]
-    return sorted((_job(file) for file in asked), key=lambda job: job.number)
+    return [_job(number, place) for number, place in folders(folder).items()]
 
 
-def _job(asked: Path) -> Job:
-    folder = asked.parent.parent
+def folders(sweep: Path) -> dict[int, Path]:
+    """The folders of a sweep's jobs by number, without those that an earlier sweep left there."""
+    asked = [file.parent.parent for file in sweep.rglob(".hydra/overrides.yaml") if _newer(file, sweep / "multirun.yaml")]
+    return dict(sorted((_number(folder), folder) for folder in asked))
+
+
+def _job(number: int, folder: Path) -> Job:
+    asked = folder / ".hydra" / "overrides.yaml"
     words = yaml.safe_load(asked.read_text()) or []
     settings = dict(str(word).lstrip("+").partition("=")[::2] for word in words)
     record: dict[str, Any] = {}
@@ -80,7 +87,7 @@ def _job(asked: Path) -> Job:
     if record.get("status") == "finished":
         files = folder / record.get("table", "correlations.csv"), folder / "curve.csv"
         found = [pd.read_csv(file) if file.is_file() else None for file in files]
-    return Job(_number(folder), asked_for, record, *found)
+    return Job(number, asked_for, record, *found)
 
 
 def _number(folder: Path) -> int:

@@ -27,7 +27,7 @@ from influx.store import write_whole
 from influx.sweep_jobs import SPEARMAN, Job, read
 from influx.sweep_scores import Scores, is_of_method, once, rows
 from influx.sweep_scores import draw as draw_scores
-from influx.sweep_seeds import REPEATS, over_seeds, shared_seeds
+from influx.sweep_seeds import REPEATS, left_out, over_seeds, shared_seeds
 
 IDENTITY = ("method", "truth", "measurement")  # of a row of correlations.csv
 NUMBERS = ["value", "ci_low", "ci_high", "noise_ceiling", "ceiling_low", "ceiling_high", "corrected"]
@@ -189,7 +189,7 @@ def _repeated(averaged: pd.DataFrame) -> str:
 
 def _about_seeds(ranked: pd.DataFrame, averaged: pd.DataFrame) -> list[str]:
     said = _repeated(averaged)
-    return [f"{said[0].upper()}{said[1:]}.", *filter(None, [shared_seeds(ranked)])]
+    return [f"{said[0].upper()}{said[1:]}.", *filter(None, [shared_seeds(ranked), *left_out(averaged)])]
 
 
 def _markdown(folder: Path, ranked: pd.DataFrame, averaged: pd.DataFrame | None) -> str:

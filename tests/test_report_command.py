@@ -18,14 +18,20 @@ import pandas as pd
 import pytest
 import scipy.stats
 import torch
-from conftest import Run, call
+from conftest import TINY, Run, call
 from PIL import Image
 from reports import JOBS, Element, cells, data_of, make_runs, parsed
 from sklearn.datasets import load_digits, load_iris
 
 import influx
+from influx import sweeps
 from influx.report.web.examples import LARGEST, Shown, data_uri, packed
+from influx.reporting.joining import summary as summary_of
+from influx.reporting.numbers import telling
+from influx.reporting.runs import collect
+from influx.sweep_seeds import over_seeds
 
+CONF = Path(__file__).parents[1] / "conf"
 ROUNDED = 5e-4  # relative: numbers in charts have four significant digits
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -188,6 +194,47 @@ def test_a_data_set_that_cannot_be_made_again_leaves_numbers_and_a_line(runs: di
     page = parsed(tmp_path / "out/report.html")
     assert "Examples of Private are not shown" in page.text
     assert len(data_of(tmp_path / "out/report.html")["runs"][0]["pairs"]["predicted"]) == 32
+
+
+def test_a_file_that_changed_since_shows_no_examples(tmp_path: Path) -> None:
+    """Its positions may mean other rows now."""
+    rows = [f"{number},{number % 7},{number % 3}\n" for number in range(60)]
+    words = ("dataset=csv", "dataset.path=rows.csv", "dataset.target=y", "method=loss", "retraining.removed=4", "retraining.seeds=1")
+    (tmp_path / "rows.csv").write_text("".join(["a,b,y\n", *rows]))
+    assert call("validate", *words, "model=logistic", "store.dir=null", "hydra.run.dir=run", cwd=tmp_path).status == 0
+    said = "examples of CsvFile are not shown: its files, or the class that reads them, have changed since the run"
+    assert said not in call("report", "run", "out=before", cwd=tmp_path).out
+    assert data_of(tmp_path / "before/report.html")["runs"][0]["pairs"]["train"][0] is not None
+    (tmp_path / "rows.csv").write_text("".join(["a,b,y\n", *reversed(rows)]))
+    assert said in call("report", "run", "out=after", cwd=tmp_path).out
+    assert set(data_of(tmp_path / "after/report.html")["runs"][0]["pairs"]["train"]) == {None}
+
+
+def averages(*folders: str, cwd: Path) -> list[int]:
+    """How many seeds each row of a report's means has."""
+    runs, _ = collect([cwd / name for name in folders])
+    means = over_seeds(telling(sweeps.headline(summary_of(runs))))
+    return [1] * len(folders) if means is None else list(means["n_jobs"])
+
+
+def test_only_runs_that_differ_in_a_seed_alone_are_averaged(tmp_path: Path) -> None:
+    x, y = (torch.as_tensor(part[::3], dtype=dtype) for part, dtype in zip(load_iris(return_X_y=True), (torch.float32, None), strict=True))
+    quick = {"training.epochs": 2, "resamples": 20}
+    for seed in (0, 1):  # data of one's own: nothing says whether it is the same
+        influx.validate(
+            lambda: torch.nn.Linear(4, 3), "cross_entropy", (x, y), (x, y), method="loss", removed=4, seeds=1, seed=seed, settings=quick,
+            folder=tmp_path / f"api{seed}",
+        )  # fmt: skip
+    assert averages("api0", "api1", cwd=tmp_path) == [1, 1]
+    options = tmp_path / "conf/method"
+    options.mkdir(parents=True)
+    for seed, damping in ((0, 0.01), (1, 0.01), (2, 100)):  # a YAML of the user's is edited before the third
+        text = (CONF / "method/cg.yaml").read_text()
+        (options / "mine.yaml").write_text(re.sub(r"(?m)^damping: .*$", f"damping: {damping}", text))
+        words = (*TINY["validate"], "--config-dir", "conf", "method=mine", f"seed={seed}", f"hydra.run.dir=run{seed}")
+        assert call("validate", *words, cwd=tmp_path).status == 0
+    assert averages("run0", "run1", cwd=tmp_path) == [2]
+    assert sorted(averages("run0", "run1", "run2", cwd=tmp_path)) == [1, 2]
 
 
 def test_examples_beyond_the_room_keep_their_title() -> None:

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from conftest import Ran, Run
+from conftest import TINY, Ran, Run, call
 from safetensors.torch import load_file
 
 import influx
@@ -234,6 +234,24 @@ def test_a_folder_that_is_no_run(validated: Ran, tmp_path: Path) -> None:
         influx.load(runs)
     with pytest.raises(InfluxError, match=rf"run\.json is a file: give the folder that it is in, {re.escape(str(validated.folder))}\.$"):
         influx.load(validated.folder / "run.json")
+
+
+def test_jobs_have_the_numbers_of_the_summary(tmp_path: Path) -> None:
+    """Whatever their folders are called."""
+    words = ("train", "-m", *TINY["train"], "seed=1,0", "hydra.sweep.dir=swept", "hydra.sweep.subdir=${seed}")
+    assert call(*words, cwd=tmp_path).status == 0
+    sweep = influx.load(tmp_path / "swept")
+    assert isinstance(sweep, influx.Sweep)
+    assert {job: sweep[job].record["seed"] for job in (0, 1)} == {0: 1, 1: 0}
+    assert sweep.summary.set_index("job")["seed"].to_dict() == {0: 1, 1: 0}
+
+
+def test_what_an_earlier_sweep_left_is_no_job(tmp_path: Path) -> None:
+    for seeds in ("0,1,2", "5,6"):
+        assert call("train", "-m", *TINY["train"], f"seed={seeds}", "hydra.sweep.dir=swept", cwd=tmp_path).status == 0
+    sweep = influx.load(tmp_path / "swept")
+    assert isinstance(sweep, influx.Sweep)
+    assert [run.record["seed"] for run in sweep] == [5, 6]
 
 
 def test_a_job_of_a_sweep_is_named_by_its_sweep(tmp_path: Path) -> None:

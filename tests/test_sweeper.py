@@ -7,6 +7,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from conftest import TINY, call
+from omegaconf import DictConfig
+
+from influx import app
 
 
 @pytest.mark.parametrize(
@@ -48,3 +51,22 @@ def test_two_jobs_cannot_have_one_folder(tmp_path: Path) -> None:
     assert "hydra.sweep.subdir gives two jobs the folder s0: " in ran.err
     assert "Name in it each key that is swept, or ${hydra.job.num}." in ran.err
     assert not list(tmp_path.rglob("run.json"))
+
+
+def test_jobs_that_never_began_are_in_the_summary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stopped(cfg: DictConfig) -> float | None:
+        if cfg.seed == 1:
+            raise KeyboardInterrupt
+        return app._job(cfg)
+
+    monkeypatch.setattr(app, "job", stopped)
+    ran = call("train", "-m", *TINY["train"], "seed=0,1,2", "hydra.sweep.dir=swept", "hydra.sweep.subdir=s${seed}", cwd=tmp_path)
+    assert ran.status == 130
+    statuses = pd.read_csv(tmp_path / "swept/summary.csv").groupby("job").status.first()
+    assert list(statuses) == [
+        "finished", "failed: it ended before it began (no run.json)", "failed: the sweep was stopped before it began",
+    ]  # fmt: skip
+    monkeypatch.undo()
+    words = ("train", "-m", *TINY["train"], "seed=0,1,2", "hydra.sweep.dir=swept", "hydra.sweep.subdir=s${seed}")
+    assert call(*words, cwd=tmp_path).status == 0
+    assert set(pd.read_csv(tmp_path / "swept/summary.csv")["status"]) == {"finished"}

@@ -71,7 +71,9 @@ def open_session(config: Mapping[str, Any], choices: Mapping[str, str], folder: 
     objective = build(config["objective"], Objective, "objective")
     measurement = build(config["measurement"], Measurement, "measurement")
     with folder.stage("data"):
-        data = load(config["dataset"], model, objective, measurement, dtype, device)
+        found = read(config["dataset"])
+        folder.record["data"] = found.shown_digest()
+        data = prepared(found, model, objective, measurement, dtype, device)
     if data.texts and not isinstance(model, Encoding) and not data.words:
         folder.warn(f"{data.name} is text, and model={choices['model']} takes its token ids for quantities: use model=minilm.")
     experiment = Experiment(data, model, training, objective, measurement)
@@ -91,16 +93,21 @@ def open_session(config: Mapping[str, Any], choices: Mapping[str, str], folder: 
     return Session(config, choices, folder, experiment, store, config["seed"])
 
 
-def load(
-    node: Mapping[str, Any], model: Model, objective: Objective, measurement: Measurement, dtype: torch.dtype, device: torch.device
-) -> Data:
-    """The data set that a configuration describes, as the objective and the measurement want it, texts as the model's frozen layers leave
-    them: computed once, not at every step.
+def read(node: Mapping[str, Any]) -> Data:
+    """The data set that a configuration describes."""
+    return build(node, Dataset, "dataset").load()
+
+
+def prepared(
+    found: Data, model: Model, objective: Objective, measurement: Measurement, dtype: torch.dtype, device: torch.device
+) -> Data:  # fmt: skip
+    """A data set as the objective and the measurement want it, texts as the model's frozen layers leave them: computed once, not at every
+    step.
 
     Raises:
         InfluxError: the model reads texts, and there are none; or the objective or the measurement cannot use the data.
     """
-    data = build(node, Dataset, "dataset").load().to(dtype, device)
+    data = found.to(dtype, device)
     if isinstance(objective, Unlabelled):
         data = objective.prepare(data).to(dtype, device)
     if isinstance(measurement, Posing):

@@ -15,6 +15,7 @@ import numpy as np
 
 from influx.errors import InfluxError
 from influx.report.web.examples import Shown
+from influx.reporting.runs import Reported
 
 MAKERS = ("dataset", "objective", "measurement")  # what a run's examples depend on
 
@@ -32,11 +33,11 @@ class Examples:
     _places: dict[tuple[str, str, int], int] = field(default_factory=dict)
     _sets: dict[str, Any] = field(default_factory=dict)
 
-    def number(self, config: Mapping[str, Any], part: str, index: int) -> int | None:
-        """The place among `shown` of the `train` or `test` example at `index`; None when it cannot be shown."""
+    def number(self, run: Reported, part: str, index: int) -> int | None:
+        """The place among `shown` of the `train` or `test` example at `index` of a run; None when it cannot be shown."""
         if not self.wanted:
             return None
-        made_of = {name: config.get(name) for name in MAKERS}
+        made_of = {**{name: run.config.get(name) for name in MAKERS}, "data": run.record.get("data")}
         key = json.dumps(made_of, sort_keys=True, default=str)
         if key not in self._sets:
             self._sets[key] = self._load(made_of)
@@ -60,10 +61,11 @@ class Examples:
 
 
 def load(made_of: Mapping[str, Any]) -> Any:
-    """The data set that nodes `dataset`, `objective` and `measurement` of a configuration describe, from what is on this machine.
+    """The data set that nodes `dataset`, `objective` and `measurement` of a configuration describe, from what is on this machine; `data` is
+    the digest that it had in the run, if that says so.
 
     Raises:
-        InfluxError: it cannot be made here.
+        InfluxError: it cannot be made here, or it is another one by now.
     """
     from influx.datasets import Dataset
     from influx.instantiate import build
@@ -77,6 +79,8 @@ def load(made_of: Mapping[str, Any]) -> Any:
         raise InfluxError("the run does not say which data set it had.")
     node = {**node, "download": False} if "download" in node else node
     data = build(node, Dataset, "dataset").load()
+    if made_of["data"] not in (None, data.shown_digest()):
+        raise InfluxError("its files, or the class that reads them, have changed since the run: positions may mean other examples.")
     objective = build(made_of["objective"], Objective, "objective")
     if isinstance(objective, Unlabelled):
         data = objective.prepare(data)

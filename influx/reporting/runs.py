@@ -21,6 +21,7 @@ from influx.errors import InfluxError
 from influx.reporting.numbers import train_size
 from influx.runs import Run, Sweep, load
 from influx.sweep_jobs import Job
+from influx.sweep_seeds import REPEATS
 
 ELSEWHERE = ("store.dir", "threads", "pictures", "retraining.workers", "retraining.backend", "retraining.cluster")  # change no number
 GROUPS = ("dataset", "model", "training", "objective", "measurement", "method", "retraining", "task")
@@ -139,14 +140,38 @@ def _reported(number: int, run: Run) -> Reported:
 
 
 def _with_defaults(runs: Sequence[Reported]) -> list[Reported]:
-    """Every run with a value for each key that any of them was given."""
-    keys = dict.fromkeys(key for one in runs for key in one.job.asked if key not in ELSEWHERE)
+    """Every run with a value for each key that any of them was given, and for what else tells apart those that were given the same."""
+    keys = list(dict.fromkeys(key for one in runs for key in one.job.asked if key not in ELSEWHERE))
+    given = [{key: _as_number(one.job.asked[key] if key in one.job.asked else _by_default(one, key)) for key in keys} for one in runs]
     made = []
-    for one in runs:
-        asked = {key: _as_number(one.job.asked[key] if key in one.job.asked else _by_default(one, key)) for key in keys}
+    for one, asked in zip(runs, _told_apart(runs, given), strict=True):
         job = Job(one.number, asked, one.job.record, one.job.table, one.job.curve)
         made.append(Reported(one.number, one.run, one.status, job))
     return made
+
+
+def _told_apart(runs: Sequence[Reported], given: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
+    """What runs were given, and each value that differs between finished runs which were given the same but for a seed: a setting's (a YAML
+    was edited in between), that of the user's files and classes, of influx itself; and of a run made in Python, whose data no word names.
+    """
+    kinds = [{**{key: written(value) for key, value in leaves(one.config, classes=True)}, **_unnamed(one)} for one in runs]
+    same: dict[tuple[str, ...], list[int]] = {}
+    for at, asked in enumerate(given):
+        if runs[at].finished:
+            same.setdefault(tuple(value for key, value in asked.items() if key not in REPEATS), []).append(at)
+    found: dict[str, None] = {}
+    for together in same.values():
+        names = dict.fromkeys(
+            key for at in together for key in kinds[at] if key not in (*given[at], *REPEATS, *ELSEWHERE, "logger", "fresh")
+        )
+        found |= {key: None for key in names if len({kinds[at].get(key, "") for at in together}) > 1}
+    return [{**asked, **{key: kind.get(key, "") for key in found}} for asked, kind in zip(given, kinds, strict=True)]
+
+
+def _unnamed(one: Reported) -> dict[str, str]:
+    """What a run depends on that its configuration does not say, as the first characters of a digest."""
+    said = {"own files": str(one.record.get("surroundings", "")), "influx code": str(one.record.get("source", ""))}
+    return {**{key: text[:8] for key, text in said.items()}, "run in Python": one.folder if one.in_python else ""}
 
 
 def _by_default(one: Reported, key: str) -> str:
@@ -178,12 +203,12 @@ def command_of(folder: Path, first: Reported) -> str:
 # --------------------------------------------------------------------------------------------------------------- comparing
 
 
-def leaves(config: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
-    """Dotted keys and their values, classes' names left out."""
+def leaves(config: Mapping[str, Any], prefix: str = "", *, classes: bool = False) -> Iterable[tuple[str, Any]]:
+    """Dotted keys and their values, classes' names left out unless they are asked for."""
     for key, value in config.items():
         if isinstance(value, Mapping):
-            yield from leaves(value, f"{prefix}{key}.")
-        elif key != "_target_":
+            yield from leaves(value, f"{prefix}{key}.", classes=classes)
+        elif key != "_target_" or classes:
             yield f"{prefix}{key}", value
 
 

@@ -79,9 +79,8 @@ def _headline(one: Reported) -> list[str]:
 
 def _pairs(one: Reported, found: Pairs, examples: Examples) -> dict[str, Any]:
     table = found.table
-    config = one.config
-    train = [examples.number(config, "train", int(index)) if found.single else None for index in table["removal"]]
-    test = [examples.number(config, "test", int(index)) for index in table["test_index"]]
+    train = [examples.number(one, "train", int(index)) if found.single else None for index in table["removal"]]
+    test = [examples.number(one, "test", int(index)) for index in table["test_index"]]
     return {
         "total": found.total,
         "single": found.single,
@@ -95,7 +94,6 @@ def _pairs(one: Reported, found: Pairs, examples: Examples) -> dict[str, Any]:
 
 def _gallery(one: Reported, table: pd.DataFrame, rows: int, examples: Examples) -> dict[str, Any]:
     """The test examples on which an influence is largest, each with the training examples at both ends."""
-    config = one.config
     largest = table.groupby("test_index", sort=False)["influence"].agg(lambda values: values.abs().max())
     chosen = largest.sort_values(ascending=False, kind="stable").index[:rows]
     made = []
@@ -104,21 +102,21 @@ def _gallery(one: Reported, table: pd.DataFrame, rows: int, examples: Examples) 
         title = str(own["test_label"].iloc[0])
         sides = []
         for kind, part in own.groupby("kind", sort=False):
-            items = [_item(row, config, examples) for row in part.sort_values("rank").head(GALLERY_SIDE).to_dict("records")]
+            items = [_item(row, one, examples) for row in part.sort_values("rank").head(GALLERY_SIDE).to_dict("records")]
             sides.append({"kind": str(kind), "items": items})
         named = title if index < 0 else f"test {index}: {title}"
-        made.append({"test": examples.number(config, "test", int(index)), "title": named, "sides": sides[:2]})
+        made.append({"test": examples.number(one, "test", int(index)), "title": named, "sides": sides[:2]})
     total = table["test_index"].nunique()
     said = f"The {len(chosen)} of {total} test examples" if total > len(chosen) else "The test examples"
-    unit = unit_of(config)
+    unit = unit_of(one.config)
     change = f"predicted change in {unit}" if unit else "predicted change"
     note = f"{said} on which an influence is largest; below each training example the {change} when it is left out."
     return {"gallery": made, "gallery_note": note}
 
 
-def _item(row: Mapping[Any, Any], config: Mapping[str, Any], examples: Examples) -> list[Any]:
+def _item(row: Mapping[Any, Any], one: Reported, examples: Examples) -> list[Any]:
     """A training example: its number, what it is called without one, its influence."""
-    number = examples.number(config, "train", int(row["train_index"]))
+    number = examples.number(one, "train", int(row["train_index"]))
     influence = float(row["influence"])
     return [number, f"train {row['train_index']}: {row['train_label']}", f"{'+' * (influence > 0)}{significant(influence)}"]
 

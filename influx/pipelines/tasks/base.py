@@ -13,7 +13,7 @@ from influx.errors import InfluxError
 from influx.estimators import Estimator
 from influx.estimators.external import External
 from influx.objectives.base import Unlabelled
-from influx.pipelines.session import Session, load
+from influx.pipelines.session import Session, prepared, read
 from influx.retraining import Retraining
 from influx.runfolder import RunFolder
 from influx.statistics import interval_over_seeds
@@ -76,7 +76,7 @@ def replicas(session: Session, seeds: int) -> Iterator[Session]:
     for more in range(1, seeds):
         own = {**node, "noise_seed": node.get("noise_seed", 0) + more}
         with session.folder.stage("data"):
-            data = load(own, experiment.model, experiment.objective, experiment.measurement, dtype, device)
+            data = prepared(read(own), experiment.model, experiment.objective, experiment.measurement, dtype, device)
         config = {**session.config, "seed": session.seed + more, "dataset": own}
         yield replace(session, config=config, seed=session.seed + more, experiment=replace(experiment, data=data))
 
