@@ -38,7 +38,7 @@ from influx.models.base import Shape
 from influx.models.minilm import Minilm
 from influx.objectives import CrossEntropy
 from influx.pipelines import exhibits
-from influx.pipelines.session import load
+from influx.pipelines.session import prepared, read
 from influx.pipelines.tasks.suspicion import suspects
 from influx.store import Store
 from influx.studies.claims import REPRODUCED
@@ -82,7 +82,8 @@ def tiny(shape: Shape = ENCODED, model: Minilm = TINY) -> nn.Module:
 
 
 def encoded(model: Minilm = TINY, **options: float) -> Data:
-    return load({"_target_": f"{__name__}.MadeUp", **options}, model, CrossEntropy(), Loss(), torch.float64, torch.device("cpu"))
+    found = read({"_target_": f"{__name__}.MadeUp", **options})
+    return prepared(found, model, CrossEntropy(), Loss(), torch.float64, torch.device("cpu"))
 
 
 # -------------------------------------------------------------------------------------------------------------- the encoder
@@ -373,7 +374,7 @@ def test_inputs_that_are_no_texts_are_refused() -> None:
     with pytest.raises(InfluxError, match="reads token ids, whole numbers from 0 to 49"):
         TINY.encode(torch.tensor([[50.0, 1.0]]))
     with pytest.raises(InfluxError, match="model=minilm reads texts, and iris has none: use dataset=bbc_news"):
-        load({"_target_": "influx.datasets.iris.Iris"}, TINY, CrossEntropy(), Loss(), torch.float32, torch.device("cpu"))
+        prepared(read({"_target_": "influx.datasets.iris.Iris"}), TINY, CrossEntropy(), Loss(), torch.float32, torch.device("cpu"))
 
 
 # -------------------------------------------------------------------------------------------------------------- the study
